@@ -1,0 +1,30 @@
+"""Composable Optax gradient transformations, AMaC and the classic optimizers."""
+
+from amac_jax.batch_stats import recompute_batch_stats as recompute_batch_stats
+from amac_jax.inspection import averaged_params as averaged_params
+from amac_jax.inspection import metrics as metrics
+from amac_jax.inspection import slow_params as slow_params
+from amac_jax.layout import fan_in_axes as fan_in_axes
+from amac_jax.layout import is_kernel as is_kernel
+from amac_jax.layout import kernel_mask as kernel_mask
+from amac_jax.layout import stacked as stacked
+from amac_jax.optimizers.amac import amac as amac
+from amac_jax.optimizers.amac_reference import amac_reference as amac_reference
+from amac_jax.optimizers.classic import adam as adam
+from amac_jax.optimizers.classic import adamw as adamw
+from amac_jax.optimizers.classic import sgd as sgd
+from amac_jax.optimizers.compose import compose as compose
+from amac_jax.schedules import linear_anneal as linear_anneal
+from amac_jax.schedules import noise_anneal as noise_anneal
+from amac_jax.schedules import warmup_cosine as warmup_cosine
+from amac_jax.transforms.averaging import average_weights as average_weights
+from amac_jax.transforms.centralization import centralize as centralize
+from amac_jax.transforms.clipping import clip_by_global_norm as clip_by_global_norm
+from amac_jax.transforms.clipping import clip_by_unit_norm as clip_by_unit_norm
+from amac_jax.transforms.clipping import clip_by_value as clip_by_value
+from amac_jax.transforms.lookahead import lookahead as lookahead
+from amac_jax.transforms.momentum import heavy_ball as heavy_ball
+from amac_jax.transforms.noise import inject_noise as inject_noise
+from amac_jax.transforms.weight_decay import decay_weights as decay_weights
+
+__version__ = "0.1.0"

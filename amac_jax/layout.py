@@ -1,0 +1,212 @@
+"""What a parameter leaf is, from its key path and shape: a kernel with fan-in axes, or none."""
+
+import re
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import GetAttrKey, KeyPath
+
+FanInRule: TypeAlias = Callable[[KeyPath, Any], tuple[int, ...] | None]
+"""(key path, leaf) -> the axes a layer sums over, or None for a leaf that is not a kernel."""
+
+
+class _Layout(NamedTuple):
+    leaf: str  # regular expression of the leaf's name; an attribute's name starts with a dot
+    outputs: tuple[int, ...] | None  # the axes that are not fan-in; None: not a kernel
+    parent: str = ".*"  # regular expression of the name above
+    ndim: int | None = None  # the number of axes; None: any
+
+    def fits(self, name: str, parent: str, ndim: int) -> bool:
+        named = re.fullmatch(self.leaf, name) and re.fullmatch(self.parent, parent)
+        return bool(named) and self.ndim in (None, ndim)
+
+
+_LAYOUTS = (  # the first row that fits decides
+    _Layout(r"\.?(b|bias|bias_.*|.*_bias|offset|beta)", None),
+    _Layout(r"\.?(scale|.*_scale|gamma|gain)", None),
+    _Layout(r"\.?.*embed.*", None),
+    # Flax attention: (in, heads, head_dim). Its `out`, (heads, head_dim, out), is like a Dense.
+    _Layout(r"\.?kernel", (-2, -1), parent="query|key|value", ndim=3),
+    # Haiku's transposed convolutions: (spatial..., out, in).
+    _Layout(r"w", (-2,), parent=r".*conv(\d_|_n)d_transpose(_\d+)?"),
+    # Equinox: (out, in, spatial...), and one `weight` and one `g` that are something else.
+    _Layout(r"\.weight", None, parent=".*norm.*"),
+    _Layout(r"\.weight", None, parent=".*embed.*", ndim=2),
+    _Layout(r"\.g", None),
+    _Layout(r"\.weight(_.*)?", (0,)),
+    # Everything else: Flax and Haiku kernels, (in, out) and (spatial..., in, out), plain arrays.
+    _Layout(r".*", (-1,)),
+)
+
+
+def fan_in_axes(path: KeyPath, leaf: Any) -> tuple[int, ...] | None:
+    """The axes of a parameter over which its layer sums, or None if it is not a kernel.
+
+    The fan-in axes of a kernel W are the axes i in y[o] = sum_i W[i, o] x[i]. A leaf goes by its
+    own name (the last in its path that is not an index), the name above it and its shape:
+
+    - fewer than two axes: not a kernel.
+    - `b`, `bias`, `bias_*`, `*_bias`, `offset`, `beta`, `scale`, `*_scale`, `gamma`, `gain`, and
+      names that contain "embed": not a kernel, however many axes. A `kernel` or `w` in a module
+      that has such a name is one.
+    - Flax (Linen and NNX) and Haiku: `kernel` and `w*` are (spatial..., in, out), all but the
+      last axis are fan-in. Attention's 3-axis query, key and value kernels are
+      (in, heads, head_dim): the first. Haiku's `conv*_d_transpose` are (spatial..., out, in).
+    - Equinox: an attribute `weight` or `weight_*` is (out, in, spatial...), all but the first. It
+      is no kernel in a module whose attribute name contains "norm", nor, with two axes, "embed".
+    - anything else with two or more axes: all but the last.
+
+    The class of a module is not in a path. Write a rule of your own, which answers for what it
+    knows and asks this one otherwise, for: layers stacked along a leading axis (see `stacked`);
+    an Equinox `Embedding`, or `LayerNorm` over several axes, under another name, and a `Linear`
+    called, say, `patch_embed`; Flax's `Einsum`, `ConvLocal`, `ConvTranspose` with
+    `transpose_kernel`, and `DenseGeneral` (`LinearGeneral`) with several input axes or several
+    output axes that is not called query, key or value; Haiku's transposed convolutions under
+    another name.
+
+    Args:
+      path: the leaf's key path, as `jax.tree_util.tree_map_with_path` gives it.
+      leaf: an array or a `jax.ShapeDtypeStruct`; only its shape is read. A leaf without a shape
+        is not a kernel.
+
+    Returns:
+      Sorted, non-negative axes, or None: never centralized, never decayed.
+
+    Example:
+      >>> params = {"dense": {"kernel": jnp.ones((8, 3)), "bias": jnp.ones(3)},
+      ...           "query": {"kernel": jnp.ones((8, 2, 4)), "bias": jnp.ones((2, 4))}}
+      >>> for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+      ...     print(jax.tree_util.keystr(path), fan_in_axes(path, leaf))
+      ['dense']['bias'] None
+      ['dense']['kernel'] (0,)
+      ['query']['bias'] None
+      ['query']['kernel'] (0,)
+
+      A rule for a model with a `DenseGeneral` of kernel (in, 4, 5) called "mixer":
+
+      >>> def rule(path, leaf):
+      ...     name = jax.tree_util.keystr(path, simple=True, separator="/")
+      ...     return (0,) if name.endswith("mixer/kernel") else fan_in_axes(path, leaf)
+    """
+    ndim = len(getattr(leaf, "shape", ()))
+    if ndim < 2:
+        return None
+    name, parent = _names(path)
+    layout = next(layout for layout in _LAYOUTS if layout.fits(name, parent, ndim))
+    if layout.outputs is None:
+        return None
+    outputs = {axis % ndim for axis in layout.outputs}
+    return tuple(axis for axis in range(ndim) if axis not in outputs)
+
+
+def is_kernel(path: KeyPath, leaf: Any) -> bool:
+    """Whether a leaf is a kernel: not a bias, a scale, an embedding or a scalar.
+
+    Args:
+      path: the leaf's key path.
+      leaf: an array or a `jax.ShapeDtypeStruct`.
+
+    Returns:
+      `fan_in_axes(path, leaf) is not None`.
+
+    Example:
+      >>> is_kernel((jax.tree_util.DictKey("bias"),), jnp.ones((2, 4)))
+      False
+    """
+    return fan_in_axes(path, leaf) is not None
+
+
+def kernel_mask(params: Any, *, rule: FanInRule = fan_in_axes) -> Any:
+    """Which leaves are kernels, as a mask for `optax.masked`, `optax.adamw` and others.
+
+    Args:
+      params: any pytree of parameters, NNX states and modules among them. None and
+        `optax.MaskedNode` hold no leaves and stay.
+      rule: what decides; for example that of `stacked`.
+
+    Returns:
+      A tree with the structure of `params`, of Python bools.
+
+    Example:
+      >>> kernel_mask({"kernel": jnp.ones((8, 3)), "bias": jnp.ones(3), "frozen": None})
+      {'bias': False, 'frozen': None, 'kernel': True}
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: rule(path, leaf) is not None, params)
+
+
+def stacked(*patterns: str, rule: FanInRule = fan_in_axes, axes: int = 1) -> FanInRule:
+    """A rule for parameters stacked along leading axes, which are nobody's fan-in.
+
+    For layers made by `nn.scan`, `nn.vmap`, `nnx.scan`, `nnx.vmap`, `eqx.filter_vmap` or
+    `hk.experimental.layer_stack` with the layers on the leading axes: nothing in such a kernel's
+    path or shape tells it from one more spatial axis. A leaf in a stack is judged by `rule` as
+    if its first `axes` axes were absent, any other leaf as it is.
+
+    Args:
+      *patterns: what is stacked, as globs (`fnmatch`) of the leaf's path written as names joined
+        by "/", such as "ScanBlock_0/Dense_0/kernel", or of a leading part of it: "ScanBlock_0"
+        names all that is below. `*` matches across "/", upper and lower case differ.
+      rule: the rule for one layer.
+      axes: the number of leading axes, at least 1. Stacks within stacks: 2, or `stacked` of
+        `stacked`.
+
+    Returns:
+      A rule with the axes of the leaf as it is.
+
+    Raises:
+      ValueError: without a pattern; if `axes` is not a whole number of at least 1; and, from the
+        rule, for a leaf in the stack with fewer axes than `axes`.
+
+    Example:
+      >>> params = {"blocks": {"kernel": jnp.ones((6, 8, 3)), "bias": jnp.ones((6, 3))},
+      ...           "head": {"kernel": jnp.ones((8, 3))}}
+      >>> rule = stacked("blocks")
+      >>> for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+      ...     print(jax.tree_util.keystr(path), rule(path, leaf))
+      ['blocks']['bias'] None
+      ['blocks']['kernel'] (1,)
+      ['head']['kernel'] (0,)
+    """
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise ValueError(f"patterns must be one or more non-empty strings, got {patterns!r}")
+    if not isinstance(axes, int) or axes < 1:
+        raise ValueError(f"axes must be a whole number in [1, inf), got {axes!r}")
+
+    def stacked_rule(path: KeyPath, leaf: Any) -> tuple[int, ...] | None:
+        shape = getattr(leaf, "shape", None)
+        if shape is None or not any(_starts_with(path, pattern) for pattern in patterns):
+            return rule(path, leaf)
+        if len(shape) < axes:
+            raise ValueError(
+                f"{_written(path)!r} must have at least axes={axes} leading axes to be a stack, "
+                f"got shape {tuple(shape)}"
+            )
+        dtype = getattr(leaf, "dtype", jnp.float32)
+        fan_in = rule(path, jax.ShapeDtypeStruct(shape[axes:], dtype))
+        return None if fan_in is None else tuple(axis + axes for axis in fan_in)
+
+    return stacked_rule
+
+
+def _written(path: KeyPath) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _starts_with(path: KeyPath, pattern: str) -> bool:
+    names = _written(path).split("/")
+    parts = ("/".join(names[: end + 1]) for end in range(len(names)))
+    return any(fnmatchcase(part, pattern) for part in parts)
+
+
+def _names(path: KeyPath) -> tuple[str, str]:
+    """The names of a leaf and of what holds it, in lower case and without indices."""
+    last = path[-1] if path else None
+    if last == GetAttrKey("value"):  # of an NNX Variable or a Linen Partitioned, not a name
+        path, last = path[:-1], None
+    # Haiku's modules are one key with slashes: "mlp/~/linear_0".
+    names = [name for name in _written(path).lower().split("/") if not name.isdigit()]
+    parent, name = ["", "", *names][-2:]
+    return (f".{name}" if isinstance(last, GetAttrKey) else name), parent

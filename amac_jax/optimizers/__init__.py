@@ -1,0 +1,1 @@
+"""Optimizers: a core with techniques around it."""

@@ -1,0 +1,156 @@
+"""The pipeline: one core, and around it every technique in its one order."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import optax
+
+from amac_jax.layout import FanInRule
+from amac_jax.precision import at_least_float32
+from amac_jax.schedules import Hyperparameter, as_schedule, check, product
+from amac_jax.transforms.averaging import average_weights
+from amac_jax.transforms.centralization import centralize as centralize_gradients
+from amac_jax.transforms.clipping import clip_by_global_norm, clip_by_value
+from amac_jax.transforms.lookahead import lookahead
+from amac_jax.transforms.momentum import heavy_ball
+from amac_jax.transforms.noise import Sampler, inject_noise
+from amac_jax.transforms.recording import recorded_chain
+from amac_jax.transforms.weight_decay import Mask, decay_weights
+
+
+def compose(
+    core: optax.GradientTransformation,
+    learning_rate: Hyperparameter,
+    *,
+    clip_norm: Hyperparameter | None = None,
+    centralize: Hyperparameter | None = None,
+    fan_in_axes: FanInRule | None = None,
+    noise: Hyperparameter | None = None,
+    key: Any = 0,
+    sampler: str | Sampler = "fast",
+    relative_noise: bool = False,
+    clip_value: Hyperparameter | None = None,
+    momentum: Hyperparameter | None = None,
+    dampening: Hyperparameter = 0.0,
+    weight_decay: Hyperparameter | None = None,
+    decay_mask: Mask | None = None,
+    sync_period: Hyperparameter | None = None,
+    slow_step_size: Hyperparameter = 0.5,
+    average_start: Hyperparameter | None = None,
+    average_period: Hyperparameter = 1,
+    average_decay: Hyperparameter | None = None,
+    skip_nonfinite: bool = False,
+    record_metrics: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer: `core`, with the techniques that are asked for around it.
+
+    g -> clip by global norm -> centralize -> core -> noise -> clip by value -> times -eta_t
+      -> heavy ball -> weight decay -> lookahead -> averaging -> u;   theta <- theta + u
+
+    Everything is computed in at least float32. A technique left None is not in the chain; one
+    at its off value is there, with its state, and is the identity.
+
+    Args:
+      core: any `optax.scale_by_*`, or `optax.identity()`.
+      learning_rate: eta, >= 0.
+      clip_norm: limit on the gradients' global norm, > 0. Off: inf. See `clip_by_global_norm`.
+      centralize: strength in [0, 1]; True is 1. Off: 0. See `centralize`.
+      fan_in_axes: the rule for `centralize`; None is `amac_jax.fan_in_axes`.
+      noise: standard deviation, in units of the learning rate. Off: 0. See `inject_noise`.
+      key, sampler, relative_noise: `key`, `sampler` and `relative` of `inject_noise`.
+      clip_value: limit on each element of the core's output, > 0. Off: inf. See `clip_by_value`.
+      momentum: in [0, 1). Off: 0, with `dampening` 0. See `heavy_ball`.
+      dampening: in [0, 1]. See `heavy_ball`.
+      weight_decay: lambda; a step removes eta_t lambda_t of a weight. Off: 0. See
+        `decay_weights`.
+      decay_mask: what decays; None is kernels, True every leaf.
+      sync_period: in steps, >= 1. See `lookahead`.
+      slow_step_size: in [0, 1]. Off: 1.
+      average_start: the first step averaged. Off: inf. See `average_weights`.
+      average_period: in steps, >= 1.
+      average_decay: in [0, 1]; None is the plain mean.
+      skip_nonfinite: whether a step with a NaN or infinite gradient changes nothing but a
+        counter (`optax.apply_if_finite`, without its limit).
+      record_metrics: whether to record scalars for `amac_jax.metrics`.
+
+    Returns:
+      A transformation whose updates have the shapes and dtypes of the gradients. State: the
+      tuple of the stages' states, inside `RecordState` and `optax.ApplyIfFiniteState` where
+      those are asked for.
+
+    Raises:
+      ValueError: for a hyperparameter outside its range, with its name and value.
+
+    Example:
+      >>> import jax
+      >>> tx = compose(optax.scale_by_adam(), 0.1, centralize=True, sync_period=5)
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> gradients = jax.tree.map(jnp.ones_like, params)
+      >>> updates, state = tx.update(gradients, state, params)
+      >>> updates["bias"]
+      Array([-0.1, -0.1], dtype=float32)
+    """
+    check("learning_rate", learning_rate, "[0, inf)")
+    stages: dict[str, optax.GradientTransformation] = {}
+    if clip_norm is not None:
+        stages["clip_by_global_norm"] = clip_by_global_norm(clip_norm)
+    if centralize is not None and centralize is not False:
+        stages["centralize"] = centralize_gradients(centralize, fan_in_axes=fan_in_axes)
+    stages["core"] = core
+    if noise is not None:
+        stages["inject_noise"] = inject_noise(
+            noise, key=key, relative=relative_noise, sampler=sampler
+        )
+    if clip_value is not None:
+        stages["clip_by_value"] = clip_by_value(clip_value)
+    stages["learning_rate"] = optax.scale_by_learning_rate(as_schedule(learning_rate))
+    if momentum is not None:
+        stages["heavy_ball"] = heavy_ball(momentum, dampening=dampening)
+    if weight_decay is not None:
+        check("weight_decay", weight_decay, "[0, inf)")
+        stages["decay_weights"] = decay_weights(
+            product(learning_rate, weight_decay), mask=decay_mask
+        )
+    if sync_period is not None:
+        stages["lookahead"] = lookahead(sync_period, slow_step_size)
+    if average_start is not None:
+        stages["average_weights"] = average_weights(
+            average_start, average_period, decay=average_decay
+        )
+
+    if record_metrics:
+        hyperparameters = {
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "noise_scale": noise,
+        }
+        recorded = {name: value for name, value in hyperparameters.items() if value is not None}
+        tx = at_least_float32(recorded_chain(stages, recorded))
+    else:
+        tx = at_least_float32(optax.chain(*stages.values()))
+    if skip_nonfinite:
+        tx = optax.apply_if_finite(tx, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
+    return optax.with_extra_args_support(tx)
+
+
+Factory = TypeVar("Factory", bound=Callable[..., optax.GradientTransformationExtraArgs])
+
+
+def takes_techniques(factory: Factory) -> Factory:
+    """Lets a factory's signature show the techniques that its `**techniques` stands for.
+
+    `help` then lists them, and `optax.inject_hyperparams`, which reads signatures and cannot
+    see through `**`, can inject them.
+    """
+    own = inspect.signature(factory).parameters
+    named = [p for p in own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    added = [
+        p
+        for name, p in inspect.signature(compose).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in own
+    ]
+    factory.__signature__ = inspect.Signature(named + added)  # pyright: ignore[reportFunctionMemberAccess]
+    return factory

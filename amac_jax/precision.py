@@ -1,0 +1,83 @@
+"""Arithmetic in at least float32, however low the precision of the parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def wide_dtype(dtype: Any) -> jnp.dtype:
+    """The dtype in which leaves of `dtype` are computed: float32 for float16 and bfloat16."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return dtype
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _wide(leaf: Any) -> jnp.dtype:
+    return wide_dtype(jnp.result_type(leaf))
+
+
+def widen(tree: Any) -> Any:
+    """Every floating-point leaf in at least float32; other leaves as they are.
+
+    Example:
+      >>> widen({"w": jnp.ones(2, jnp.bfloat16), "n": jnp.ones(2, jnp.int32)})
+      {'w': Array([1., 1.], dtype=float32), 'n': Array([1, 1], dtype=int32)}
+    """
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(_wide(leaf)), tree)
+
+
+def wide_copy(tree: Any) -> Any:
+    """`widen`, in buffers of its own: an optimizer state must be donatable beside its parameters."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=_wide(leaf), copy=True), tree)
+
+
+def wide_zeros(tree: Any) -> Any:
+    """Zeros in the shapes of `tree`, in at least float32."""
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=_wide(leaf)), tree)
+
+
+def map_wide(function: Callable[..., jax.Array], updates: Any, *rest: Any) -> Any:
+    """`jax.tree.map` with the leaves widened, and the result in the dtype of `updates`."""
+
+    def leafwise(update: jax.Array, *others: jax.Array) -> jax.Array:
+        return function(widen(update), *map(widen, others)).astype(jnp.result_type(update))
+
+    return jax.tree.map(leafwise, updates, *rest)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together, () in at least float32."""
+    return optax.tree.norm(widen(tree))
+
+
+def at_least_float32(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Runs `inner` on gradients and parameters widened to at least float32.
+
+    The state is that of `inner` for the widened parameters, the updates come back in the dtype
+    of the gradients. In bfloat16 itself b2 = 0.999 is 1.0 and a second moment never decays;
+    `optax.scale_by_adam` lets only the first moment be kept in another dtype.
+
+    Example:
+      >>> params = {"w": jnp.ones(3, jnp.bfloat16)}
+      >>> tx = at_least_float32(optax.scale_by_adam())
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> state.nu["w"].dtype.name, updates["w"].dtype.name
+      ('float32', 'bfloat16')
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: optax.Params) -> optax.OptState:
+        return inner.init(widen(params))
+
+    def update(updates, state, params=None, **extra_args):
+        wide_params = None if params is None else widen(params)
+        wide_updates, state = inner.update(widen(updates), state, wide_params, **extra_args)
+        return optax.tree.cast_like(wide_updates, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,123 @@
+"""Stochastic weight averaging, with equal weights or an exponential moving average."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from amac_jax.precision import widen
+from amac_jax.schedules import Hyperparameter, check, value_at, whole_value_at
+
+
+class AverageWeightsState(NamedTuple):
+    """The number of updates made, of weights averaged, and their average."""
+
+    count: jax.Array  # () int32
+    averaged: jax.Array  # () int32
+    average: optax.Params  # the parameters' shapes, the accumulator's dtype
+
+
+def average_weights(
+    start: Hyperparameter = 0,
+    period: Hyperparameter = 1,
+    *,
+    decay: Hyperparameter | None = None,
+    dtype: Any = jnp.float32,
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps the average of the weights that training passes through; updates pass unchanged.
+
+    At step t = start, start + period, ... (1-based), the n-th of them, with theta + u the
+    weights that the step ends with:
+
+        A <- A + max(1 / n, 1 - decay) (theta + u - A)
+
+    Without `decay` that is the mean of all n. With it, a moving average that is the plain mean
+    until 1 / n falls to 1 - decay: it starts from the weights, with no bias to correct.
+
+    Place it last, where theta + u is what the parameters become. It counts updates: inside
+    `optax.MultiSteps` those are optimizer steps, beside it they are micro-batches.
+    Read the average with `amac_jax.averaged_params`.
+
+    Args:
+      start: the first step averaged, in steps, >= 0. Off: inf.
+      period: in steps, >= 1.
+      decay: of the moving average, in [0, 1]. Off: None or 1, the plain mean.
+      dtype: of the accumulator; at least the parameters' precision is kept.
+
+    Returns:
+      A transformation that returns the updates it is given. State: `AverageWeightsState`, whose
+      `average` is a copy of the parameters until the first average.
+
+    Raises:
+      ValueError: for a negative start, a period < 1 or not whole, a decay outside [0, 1], or
+        NaN; for `update` without `params`.
+
+    `optax.ema` averages updates, not weights. With BatchNorm, recompute the statistics for the
+    averaged weights: `amac_jax.recompute_batch_stats`.
+
+    Example:
+      >>> tx = optax.chain(optax.sgd(1.0), average_weights(start=2))
+      >>> params = jnp.array(0.0)
+      >>> state = tx.init(params)
+      >>> for _ in range(4):  # through 1, 2, 3, 4
+      ...     updates, state = tx.update(jnp.array(-1.0), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(state[-1].averaged, state[-1].average)
+      3 3.0
+
+    Reference:
+      Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018,
+      https://arxiv.org/abs/1803.05407.
+    """
+    check("start", start, "[0, inf]")
+    check("period", period, "[1, inf)", whole=True)
+    if decay is not None:
+        check("decay", decay, "[0, 1]")
+
+    def init(params: optax.Params) -> AverageWeightsState:
+        def accumulator(param):
+            wide = jnp.promote_types(jnp.result_type(param), dtype)
+            return jnp.array(param, dtype=wide, copy=True)
+
+        return AverageWeightsState(
+            count=jnp.zeros([], jnp.int32),
+            averaged=jnp.zeros([], jnp.int32),
+            average=jax.tree.map(accumulator, params),
+        )
+
+    def update(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError("average_weights needs params: tx.update(updates, state, params)")
+        step = optax.safe_increment(state.count)
+        due = is_due(
+            step, value_at(start, state.count), whole_value_at(period, state.count)
+        )
+        averaged = jnp.where(due, optax.safe_increment(state.averaged), state.averaged)
+        weight = 1.0 / jnp.maximum(averaged, 1).astype(jnp.result_type(float))
+        if decay is not None:
+            weight = jnp.maximum(weight, 1.0 - value_at(decay, state.count))
+
+        def fold_in(average):
+            return jax.tree.map(
+                lambda a, p, u: a + weight.astype(a.dtype) * ((widen(p) + widen(u)).astype(a.dtype) - a),
+                average,
+                params,
+                updates,
+            )
+
+        def keep(average):
+            return average
+
+        # `keep` is the false branch: XLA copies every buffer if the branches are exchanged.
+        average = jax.lax.cond(due, fold_in, keep, state.average)
+        return updates, AverageWeightsState(count=step, averaged=averaged, average=average)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def is_due(step: jax.Array, start: jax.Array, period: jax.Array) -> jax.Array:
+    """Whether step is start, start + period, ...; a start of inf never comes."""
+    started = step >= start
+    since_start = step - jnp.where(started, start, 0).astype(step.dtype)
+    return started & (since_start % period == 0)

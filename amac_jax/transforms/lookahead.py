@@ -1,0 +1,108 @@
+"""Lookahead: slow weights that follow the fast ones every few steps."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from amac_jax.precision import wide_copy, widen
+from amac_jax.schedules import Hyperparameter, check, value_at, whole_value_at
+
+
+class LookaheadState(NamedTuple):
+    """The number of updates made, and the slow weights."""
+
+    count: jax.Array  # () int32
+    slow: optax.Params  # the parameters' shapes, at least float32
+
+
+def lookahead(
+    sync_period: Hyperparameter = 5, slow_step_size: Hyperparameter = 0.5
+) -> optax.GradientTransformationExtraArgs:
+    """Every k steps the slow weights step towards the fast ones, which restart from there.
+
+    With theta the parameters, u the update that arrives and phi the slow weights, which begin
+    as the parameters, every k-th step does
+
+        phi <- phi + alpha (theta + u - phi);   u <- phi - theta
+
+    and every other step passes u unchanged.
+
+    Place it after everything that changes updates: it decides where the parameters land.
+
+    Args:
+      sync_period: k, in steps, >= 1.
+      slow_step_size: alpha, dimensionless, in [0, 1]. Off: 1. At 0 the weights return to where
+        they began.
+
+    Returns:
+      A transformation whose updates have the shapes and dtypes it is given.
+      State: `LookaheadState`. The slow weights are stored as theta + u comes out in at least
+      float32, so that in float32 and float64 the step after a synchronisation starts from them
+      bit for bit. In bfloat16 and float16 `optax.apply_updates` rounds twice, the update and
+      the sum, so the parameters start within one unit in the last place of the slow weights.
+      Each synchronisation measures the parameters anew: nothing accumulates.
+
+    Raises:
+      ValueError: for a period < 1 or not whole, a step size outside [0, 1], or NaN; for
+        `update` without `params`.
+
+    `optax.lookahead` wraps the optimizer and doubles the parameters into `LookaheadParams`; this
+    one is an element of a chain and leaves parameters as they are.
+
+    Example:
+      >>> tx = optax.chain(optax.sgd(1.0), lookahead(sync_period=2, slow_step_size=0.5))
+      >>> params = jnp.array(0.0)
+      >>> state = tx.init(params)
+      >>> for _ in range(4):
+      ...     updates, state = tx.update(jnp.array(-1.0), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     print(params)
+      1.0
+      1.0
+      2.0
+      2.0
+
+    Reference:
+      Zhang et al., Lookahead Optimizer: k Steps Forward, 1 Step Back, 2019,
+      https://arxiv.org/abs/1907.08610.
+    """
+    check("sync_period", sync_period, "[1, inf)", whole=True)
+    check("slow_step_size", slow_step_size, "[0, 1]")
+
+    def init(params: optax.Params) -> LookaheadState:
+        return LookaheadState(count=jnp.zeros([], jnp.int32), slow=wide_copy(params))
+
+    def update(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError("lookahead needs params: tx.update(updates, state, params)")
+        remainder = 1.0 - value_at(slow_step_size, state.count)
+        step = optax.safe_increment(state.count)
+
+        def synchronize(updates, slow):
+            updates = jax.tree.map(
+                lambda u, p, s: towards_slow(u, p, s, remainder), updates, params, slow
+            )
+            slow = jax.tree.map(
+                lambda u, p, s: (widen(p) + widen(u)).astype(s.dtype), updates, params, slow
+            )
+            return updates, slow
+
+        def keep(updates, slow):
+            return updates, slow
+
+        # `keep` is the false branch: XLA copies every buffer if the branches are exchanged.
+        due = step % whole_value_at(sync_period, state.count) == 0
+        updates, slow = jax.lax.cond(due, synchronize, keep, updates, state.slow)
+        return updates, LookaheadState(count=step, slow=slow)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def towards_slow(
+    update: jax.Array, param: jax.Array, slow: jax.Array, remainder: jax.Array
+) -> jax.Array:
+    """phi + alpha (theta + u - phi) - theta, in the form that is exactly u at alpha = 1."""
+    u, p = widen(update), widen(param)
+    return (u + remainder.astype(u.dtype) * (slow.astype(u.dtype) - (p + u))).astype(update.dtype)

@@ -1,0 +1,304 @@
+"""Train a small network on MNIST with AMaC or another optimizer, each epoch one jitted scan.
+
+    python examples/mnist.py                  # 784-128-64-10 MLP
+    python examples/mnist.py --model cnn      # convolutions and BatchNorm
+    python examples/mnist.py --optimizer adamw
+
+It prints a line an epoch and writes metrics.json and training.png to --out.
+"""
+
+import argparse
+import json
+import math
+import platform
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax
+import flax.linen as nn
+import image_data
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.training import train_state
+from tqdm import tqdm
+
+import amac_jax
+from amac_jax.plotting import training_curves
+
+# What `--optimizer` names: a peak learning rate, and the optimizer for it and a number of steps.
+OPTIMIZERS = {
+    "amac": (4e-3, lambda rate, steps, **kw: amac_jax.amac(rate, steps, **kw)),
+    "amac_reference": (
+        1e-4,  # the published job's, with its other settings
+        lambda rate, steps, **kw: amac_jax.amac_reference(
+            rate,
+            wd=0.001,
+            clip_value=0.5,
+            noise_factor=0.005,
+            warmup_steps=min(1000, steps // 2),
+            total_steps=steps,
+            **kw,
+        ),
+    ),
+    "adam": (1e-3, lambda rate, steps, **kw: amac_jax.adam(schedule(rate, steps), **kw)),
+    "adamw": (
+        4e-3,
+        lambda rate, steps, **kw: amac_jax.adamw(schedule(rate, steps), weight_decay=0.1, **kw),
+    ),
+    "sgd": (0.1, lambda rate, steps, **kw: amac_jax.sgd(schedule(rate, steps), momentum=0.9, **kw)),
+}
+
+
+def schedule(rate: float, steps: int):
+    return amac_jax.warmup_cosine(rate, steps, warmup_steps=steps // 10)
+
+
+class MLP(nn.Module):
+    """The published job's network, with PyTorch's initial weights."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = x.reshape(x.shape[0], -1)
+        for width in (128, 64, 10):
+            bound = x.shape[-1] ** -0.5
+            initial = partial(jax.random.uniform, minval=-bound, maxval=bound)
+            x = nn.Dense(width, kernel_init=initial, bias_init=initial)(x)
+            x = nn.relu(x) if width != 10 else x
+        return x
+
+
+class CNN(nn.Module):
+    """Two convolutions a resolution, with BatchNorm, then a dense layer with dropout."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = x[..., None]
+        for width in (16, 32):
+            for _ in range(2):
+                x = nn.Conv(width, (3, 3), use_bias=False)(x)
+                x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.Dropout(0.4, deterministic=not train)(x)
+        x = nn.relu(nn.Dense(128)(x))
+        x = nn.Dropout(0.4, deterministic=not train)(x)
+        return nn.Dense(10)(x)
+
+
+MODELS = {"mlp": MLP, "cnn": CNN}
+
+
+class TrainState(train_state.TrainState):
+    batch_stats: Any
+
+
+def as_input(images):
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+@partial(jax.jit, static_argnames="batch_size", donate_argnames="state")
+def train_epoch(state: TrainState, images, labels, key, *, batch_size: int):
+    """One pass in random order. Returns the state, the epoch's totals and each step's metrics."""
+    steps = math.ceil(len(images) / batch_size)
+    order_key, dropout_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, len(images))
+    # The last batch is filled up with images of weight 0.
+    order = jnp.pad(order, (0, steps * batch_size - len(images))).reshape(steps, batch_size)
+    weight = (jnp.arange(order.size) < len(images)).astype(jnp.float32).reshape(order.shape)
+
+    def step(state, batch):
+        indices, weight = batch
+        x, y = as_input(images[indices]), labels[indices]
+
+        def loss_of(params):
+            logits, changed = state.apply_fn(
+                {"params": params, "batch_stats": state.batch_stats},
+                x,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.fold_in(dropout_key, state.step)},
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+            correct = jnp.sum((jnp.argmax(logits, -1) == y) * weight)
+            return jnp.sum(losses * weight) / jnp.sum(weight), (correct, changed)
+
+        (loss, (correct, changed)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        state = state.apply_gradients(
+            grads=grads, batch_stats=changed.get("batch_stats", state.batch_stats)
+        )
+        return state, (loss, correct, amac_jax.metrics(state.opt_state))
+
+    state, (losses, correct, metrics) = jax.lax.scan(step, state, (order, weight))
+    return state, jnp.mean(losses), 100 * jnp.sum(correct) / len(images), metrics
+
+
+@partial(jax.jit, static_argnames="apply_fn")
+def accuracy(apply_fn, variables, images, labels):
+    """In percent."""
+
+    def is_correct(example):
+        image, label = example
+        return jnp.argmax(apply_fn(variables, as_input(image[None]))[0]) == label
+
+    return 100 * jnp.mean(jax.lax.map(is_correct, (images, labels), batch_size=500))
+
+
+def averaged_variables(model: nn.Module, state: TrainState, images) -> dict[str, Any]:
+    """The averaged weights, and BatchNorm statistics for them from 10,000 training images."""
+    variables = {"params": amac_jax.averaged_params(state.opt_state, state.params)}
+    if state.batch_stats:
+        batches = (as_input(images[i : i + 500]) for i in range(0, min(len(images), 10_000), 500))
+        variables["batch_stats"] = state.batch_stats
+        variables["batch_stats"] = amac_jax.recompute_batch_stats(
+            model, batches, variables, train=True
+        )
+    return variables
+
+
+def has_average(state: TrainState) -> bool:
+    try:
+        amac_jax.averaged_params(state.opt_state)
+    except ValueError:
+        return False
+    return True
+
+
+def train(args: argparse.Namespace, data: image_data.Images) -> "Report":
+    model = MODELS[args.model]()
+    # On the device once; every batch is gathered there.
+    images, labels, test_images, test_labels = jax.device_put(data[1:])
+    steps = args.epochs * math.ceil(len(images) / args.batch_size)
+    rate, optimizer = OPTIMIZERS[args.optimizer]
+    rate = rate if args.learning_rate is None else args.learning_rate
+    init_key, epochs_key = jax.random.split(jax.random.key(args.seed))
+    variables = jax.jit(model.init)(init_key, as_input(images[:1]))
+    state = TrainState.create(
+        apply_fn=model.apply,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        tx=optimizer(rate, steps, key=args.seed, record_metrics=True),
+    )
+    averages = has_average(state)
+    report = Report({**args.configuration, "learning_rate": rate, "steps": steps}, data, args.out)
+    bar = tqdm(range(1, args.epochs + 1), desc=f"{args.model}, {args.optimizer}", unit="epoch")
+    for epoch in bar:
+        began = time.perf_counter()
+        state, loss, train_accuracy, metrics = train_epoch(
+            state,
+            images,
+            labels,
+            jax.random.fold_in(epochs_key, epoch),
+            batch_size=args.batch_size,
+        )
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        test = averaged = accuracy(model.apply, variables, test_images, test_labels)
+        if averages:
+            variables = averaged_variables(model, state, images)
+            averaged = accuracy(model.apply, variables, test_images, test_labels)
+        row = {
+            "epoch": epoch,
+            "loss": float(loss),
+            "train_accuracy": float(train_accuracy),
+            "test_accuracy": float(test),
+            "averaged_test_accuracy": float(averaged) if averages else None,
+            "seconds": time.perf_counter() - began,
+        }
+        report.add(row, metrics)
+        tqdm.write(line(row, args.epochs))
+    return report
+
+
+def line(row: dict[str, Any], epochs: int) -> str:
+    averaged = row["averaged_test_accuracy"]
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}   loss {row['loss']:.4f}   "
+        f"train {row['train_accuracy']:.2f} %   test {row['test_accuracy']:.2f} %   "
+        + (f"averaged weights {averaged:.2f} %   " if averaged is not None else "")
+        + f"{row['seconds']:.1f} s"
+    )
+
+
+class Report:
+    """What a run leaves behind; metrics.json is rewritten every epoch, so nothing is lost."""
+
+    def __init__(self, configuration: dict[str, Any], data: image_data.Images, out: Path):
+        device = jax.devices()[0]
+        self.history: list[dict[str, np.ndarray]] = []
+        self.content: dict[str, Any] = {
+            "configuration": configuration,
+            "dataset": {
+                "name": data.name,
+                "train": len(data.train_images),
+                "test": len(data.test_images),
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{lib.__name__: lib.__version__ for lib in (amac_jax, jax, flax, optax, np)},
+            },
+            "device": f"{device.platform}, {device.device_kind}",
+            "epochs": [],
+        }
+        self.out = out
+        out.mkdir(parents=True, exist_ok=True)
+
+    def add(self, row: dict[str, Any], metrics: dict[str, jax.Array]) -> None:
+        self.content["epochs"].append(row)
+        self.history.append(jax.device_get(metrics))
+        partial_file = self.out / "metrics.json.partial"
+        partial_file.write_text(json.dumps(self.content, indent=2) + "\n")
+        partial_file.replace(self.out / "metrics.json")
+
+    def draw(self) -> None:
+        steps = {name: np.concatenate([part[name] for part in self.history]) for name in self.history[0]}
+        c = self.content["configuration"]
+        title = f"{c['optimizer']}, {c['model']}, {self.content['dataset']['name']}, seed {c['seed']}"
+        training_curves(steps, self.content["epochs"], title).savefig(self.out / "training.png", dpi=120)
+
+
+def whole(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a small network on MNIST; see the top of this file for examples.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="amac")
+    parser.add_argument("--model", choices=MODELS, default="mlp")
+    parser.add_argument("--dataset", choices=("mnist", "digits"), default="mnist")
+    parser.add_argument("--data-dir", type=Path, help="a folder with the four MNIST files; without it AMAC_JAX_DATA, a cache, or a download")
+    parser.add_argument("--epochs", type=whole, default=10)
+    parser.add_argument("--batch-size", type=whole, default=64)
+    parser.add_argument("--learning-rate", type=float, help="the peak; without it the optimizer's own: " + ", ".join(f"{name} {rate:g}" for name, (rate, _) in OPTIMIZERS.items()))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--held-out", type=int, default=0, metavar="N", help="test on the last N training images, which are not trained on: for choosing hyperparameters")
+    parser.add_argument("--out", type=Path, default=Path("runs/mnist"), help="folder for metrics.json and training.png")
+    args = parser.parse_args()
+    args.configuration = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    try:
+        data = image_data.load(args.dataset, args.data_dir)
+        if args.held_out:
+            data = image_data.hold_out(data, args.held_out)
+        report = train(args, data)
+    except (image_data.DataError, ValueError, OSError) as error:
+        sys.exit(f"mnist.py: error: {error}")
+    report.draw()
+    seconds = sum(row["seconds"] for row in report.content["epochs"])
+    print(f"{seconds:.1f} s in all; metrics.json and training.png are in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
