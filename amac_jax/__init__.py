@@ -1,6 +1,7 @@
 """Composable Optax gradient transformations, AMaC and the classic optimizers."""
 
-from amac_jax.batch_stats import recompute_batch_stats as recompute_batch_stats
+from typing import TYPE_CHECKING
+
 from amac_jax.inspection import averaged_params as averaged_params
 from amac_jax.inspection import metrics as metrics
 from amac_jax.inspection import slow_params as slow_params
@@ -27,4 +28,15 @@ from amac_jax.transforms.momentum import heavy_ball as heavy_ball
 from amac_jax.transforms.noise import inject_noise as inject_noise
 from amac_jax.transforms.weight_decay import decay_weights as decay_weights
 
+if TYPE_CHECKING:
+    from amac_jax.batch_stats import recompute_batch_stats as recompute_batch_stats
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name == "recompute_batch_stats":  # on demand: Flax is an extra
+        from amac_jax.batch_stats import recompute_batch_stats
+
+        return recompute_batch_stats
+    raise AttributeError(f"module 'amac_jax' has no attribute {name!r}")

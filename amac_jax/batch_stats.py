@@ -61,10 +61,11 @@ def recompute_batch_stats(
     Args:
       model: a Linen module, or an NNX module, whose statistics are updated in place.
       batches: any iterable of inputs, without their labels. A tuple holds the positional arguments
-        of one call, anything else is its only argument. An array iterates over its leading axis, so
-        one of shape (batches, examples, ...) will do. A batch counts by the leading axis of its
-        first array; one compilation serves all batches of equal shape. Take batches as large as in
-        training: deeper layers see inputs normalized by the batch they came in.
+        of one call, anything else is its only argument; all are arrays or pytrees of arrays (flags
+        are `call_kwargs`). An array of shape (batches, examples, ...) is such an iterable. A batch
+        counts by the leading axis of its first array; one compilation serves all batches of equal
+        shape. Take batches as large as in training: deeper layers see inputs normalized by the
+        batch they came in.
       variables: Linen only: `{"params": ..., "batch_stats": ..., ...}` as `model.apply` takes them,
         with the averaged weights under `params`.
       **call_kwargs: passed on in every call, to `model.apply` or to the NNX model. A Linen model

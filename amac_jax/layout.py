@@ -27,7 +27,7 @@ class _Layout(NamedTuple):
 _LAYOUTS = (  # the first row that fits decides
     _Layout(r"\.?(b|bias|bias_.*|.*_bias|offset|beta)", None),
     _Layout(r"\.?(scale|.*_scale|gamma|gain)", None),
-    _Layout(r"\.?.*embed.*", None),
+    _Layout(r".*embed.*", None),
     # Flax attention: (in, heads, head_dim). Its `out`, (heads, head_dim, out), is like a Dense.
     _Layout(r"\.?kernel", (-2, -1), parent="query|key|value", ndim=3),
     # Haiku's transposed convolutions: (spatial..., out, in).
@@ -57,15 +57,16 @@ def fan_in_axes(path: KeyPath, leaf: Any) -> tuple[int, ...] | None:
       (in, heads, head_dim): the first. Haiku's `conv*_d_transpose` are (spatial..., out, in).
     - Equinox: an attribute `weight` or `weight_*` is (out, in, spatial...), all but the first. It
       is no kernel in a module whose attribute name contains "norm", nor, with two axes, "embed".
+      An attribute `g` is the scale of a `WeightNorm`.
     - anything else with two or more axes: all but the last.
 
     The class of a module is not in a path. Write a rule of your own, which answers for what it
     knows and asks this one otherwise, for: layers stacked along a leading axis (see `stacked`);
     an Equinox `Embedding`, or `LayerNorm` over several axes, under another name, and a `Linear`
     called, say, `patch_embed`; Flax's `Einsum`, `ConvLocal`, `ConvTranspose` with
-    `transpose_kernel`, and `DenseGeneral` (`LinearGeneral`) with several input axes or several
-    output axes that is not called query, key or value; Haiku's transposed convolutions under
-    another name.
+    `transpose_kernel`, a `DenseGeneral` (`LinearGeneral`) with several output axes that is not
+    called query, key or value, and a one-dimensional `Conv` that is; Haiku's transposed
+    convolutions under another name; a dataclass of your own with (in, out) in `weight`.
 
     Args:
       path: the leaf's key path, as `jax.tree_util.tree_map_with_path` gives it.
@@ -90,6 +91,8 @@ def fan_in_axes(path: KeyPath, leaf: Any) -> tuple[int, ...] | None:
       >>> def rule(path, leaf):
       ...     name = jax.tree_util.keystr(path, simple=True, separator="/")
       ...     return (0,) if name.endswith("mixer/kernel") else fan_in_axes(path, leaf)
+      >>> kernel_mask({"mixer": {"kernel": jnp.ones((8, 4, 5))}}, rule=rule)
+      {'mixer': {'kernel': True}}
     """
     ndim = len(getattr(leaf, "shape", ()))
     if ndim < 2:
@@ -203,10 +206,12 @@ def _starts_with(path: KeyPath, pattern: str) -> bool:
 
 def _names(path: KeyPath) -> tuple[str, str]:
     """The names of a leaf and of what holds it, in lower case and without indices."""
-    last = path[-1] if path else None
-    if last == GetAttrKey("value"):  # of an NNX Variable or a Linen Partitioned, not a name
-        path, last = path[:-1], None
+    if path and path[-1] == GetAttrKey("value"):
+        # Of an NNX Variable or a Linen Partitioned, and not a name.
+        path, is_attribute = path[:-1], False
+    else:
+        is_attribute = bool(path) and isinstance(path[-1], GetAttrKey)
     # Haiku's modules are one key with slashes: "mlp/~/linear_0".
     names = [name for name in _written(path).lower().split("/") if not name.isdigit()]
     parent, name = ["", "", *names][-2:]
-    return (f".{name}" if isinstance(last, GetAttrKey) else name), parent
+    return (f".{name}" if is_attribute else name), parent

@@ -79,9 +79,7 @@ def training_curves(
     return figure
 
 
-def _draw_steps(
-    axes: "Axes", title: str, values: np.ndarray, *, logarithmic: bool = False
-) -> None:
+def _draw_steps(axes: "Axes", title: str, values: np.ndarray, *, logarithmic: bool = False) -> None:
     numbers = np.arange(1, len(values) + 1)
     # Thin lines for what jumps from step to step, with its running mean over it.
     axes.plot(numbers, values, linewidth=0.5, alpha=0.5 if logarithmic else 1.0)

@@ -86,9 +86,10 @@ def check(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
 
 
 def _fraction(steps_done: jax.Array, length: jax.Array) -> jax.Array:
-    # A length of 0 is complete at once; the inner `where` keeps 0 / 0 out of gradients.
+    # Exactly 1 at the end, where XLA's n * (1 / n) need not be; a length of 0 is complete at once,
+    # and the inner `where` keeps 0 / 0 out of gradients.
     safe_length = jnp.where(length > 0, length, 1.0)
-    return jnp.where(length > 0, jnp.clip(steps_done / safe_length, 0.0, 1.0), 1.0)
+    return jnp.where(steps_done < length, jnp.maximum(steps_done / safe_length, 0.0), 1.0)
 
 
 def _as_float(number: Any) -> jax.Array:
@@ -160,7 +161,9 @@ def check_lengths(total_steps: Any, warmup_steps: Any) -> None:
     """Refuses a run that is no longer than its warm-up."""
     check("total_steps", total_steps, "(0, inf)")
     check("warmup_steps", warmup_steps, "[0, inf)")
-    numbers = all(isinstance(steps, int | float | np.number) for steps in (total_steps, warmup_steps))
+    numbers = all(
+        isinstance(steps, int | float | np.number) for steps in (total_steps, warmup_steps)
+    )
     if numbers and total_steps <= warmup_steps:
         raise ValueError(
             f"total_steps must be greater than warmup_steps, {warmup_steps!r}, got {total_steps!r}"
@@ -234,8 +237,6 @@ def noise_anneal(eta: Hyperparameter = 0.01, gamma: Hyperparameter = 0.55) -> Sc
     check("gamma", gamma, "[0, inf)")
 
     def schedule(count: Any) -> jax.Array:
-        return jnp.sqrt(
-            value_at(eta, count) / step_number(count) ** value_at(gamma, count)
-        )
+        return jnp.sqrt(value_at(eta, count) / step_number(count) ** value_at(gamma, count))
 
     return schedule

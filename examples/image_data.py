@@ -83,8 +83,7 @@ def load_mnist(data_dir: Path | None = None) -> Images:
         if not cache.is_absolute():  # which expanduser's answer is where there is no home
             raise DataError(f"{cache}: not an absolute path; set XDG_CACHE_HOME to one")
         arrays = [_read_cached(_path(cache / "amac_jax" / "mnist", name), name) for name in SHA256]
-    train, train_labels, test, test_labels = arrays
-    return Images("mnist", train, train_labels.astype("i4"), test, test_labels.astype("i4"))
+    return Images("mnist", arrays[0], arrays[1].astype("i4"), arrays[2], arrays[3].astype("i4"))
 
 
 def load_digits_split() -> Images:
@@ -92,9 +91,8 @@ def load_digits_split() -> Images:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    pixels, labels = load_digits(return_X_y=True)  # pixels are whole numbers in 0..16
-    images = np.rint(np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)
-    labels = np.asarray(labels, np.int32)
+    pixels, labels = (np.asarray(part, np.int32) for part in load_digits(return_X_y=True))
+    images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # 16 is the largest
     train, test = train_test_split(range(1797), test_size=360, stratify=labels, random_state=0)
     return Images("digits", images[train], labels[train], images[test], labels[test])
 
@@ -102,8 +100,7 @@ def load_digits_split() -> Images:
 def read_idx(path: str | os.PathLike[str], *, sha256: str | None = None) -> np.ndarray:
     """An idx file of unsigned bytes with 1 to 3 axes, plain or gzip, as a uint8 array.
 
-    Raises: DataError if it is anything else, or if its decompressed content has another digest;
-    whatever a header claims, before more memory is used than the content has, or than MAX_BYTES.
+    Raises: DataError if it is anything else, or if its decompressed content has another digest.
     """
     return _decode_idx(lambda: open(path, "rb"), os.fspath(path), sha256)
 
@@ -123,7 +120,7 @@ def open_https(url: str) -> HTTPResponse:
     return answer.result(TIMEOUT)
 
 
-class _HttpsOnly(urllib.request.HTTPHandler, urllib.request.FTPHandler):  # and in their place
+class _HttpsOnly(urllib.request.HTTPHandler, urllib.request.FTPHandler):  # takes their places
     def http_open(self, req):
         raise OSError(f"{req.full_url} is not https")
 
@@ -140,8 +137,7 @@ def _complete_folder(root: Path, source: str) -> Path:
     for folder in (root, root / "mnist"):
         if all(os.path.isfile(_path(folder, name)) for name in SHA256):
             return folder
-    missing = [name for name in SHA256 if not os.path.isfile(_path(root, name))]
-    raise DataError(f"{root} (from {source}): lacks {', '.join(missing)} (.gz or not)")
+    raise DataError(f"{root} (from {source}): does not hold all of {', '.join(SHA256)}")
 
 
 def _read_cached(path: Path, name: str) -> np.ndarray:
@@ -184,9 +180,8 @@ def _write_atomically(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Inside the target's folder, hence on its file system, where replacing is atomic.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder, path.name)
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
+            Path(folder, "new").write_bytes(content)
+            os.replace(Path(folder, "new"), path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
 
@@ -203,8 +198,8 @@ def _decode_idx(opener: Callable[[], BinaryIO], name: str, sha256: str | None) -
             sizes = _read(read, 4 * magic[3])
             shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4))
             length = math.prod(shape)
-            if len(sizes) < 4 * magic[3] or not 0 < length <= MAX_BYTES:
-                raise DataError(f"{name}: header cut short, or shape {shape} is empty or too large")
+            if not 0 < length <= MAX_BYTES:
+                raise DataError(f"{name}: its header's shape {shape} is empty or too large")
             # One byte more than wanted: it reveals a surplus, and takes gzip on to its checksum.
             pixels = _read(read, length + 1)
     except (OSError, EOFError, zlib.error) as error:

@@ -254,10 +254,16 @@ class Report:
         partial_file.replace(self.out / "metrics.json")
 
     def draw(self) -> None:
-        steps = {name: np.concatenate([part[name] for part in self.history]) for name in self.history[0]}
+        steps = {
+            name: np.concatenate([part[name] for part in self.history]) for name in self.history[0]
+        }
         c = self.content["configuration"]
-        title = f"{c['optimizer']}, {c['model']}, {self.content['dataset']['name']}, seed {c['seed']}"
-        training_curves(steps, self.content["epochs"], title).savefig(self.out / "training.png", dpi=120)
+        title = (
+            f"{c['optimizer']}, {c['model']}, {self.content['dataset']['name']}, seed {c['seed']}"
+        )
+        training_curves(steps, self.content["epochs"], title).savefig(
+            self.out / "training.png", dpi=120
+        )
 
 
 def whole(text: str) -> int:
@@ -274,15 +280,37 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="amac")
     parser.add_argument("--model", choices=MODELS, default="mlp")
     parser.add_argument("--dataset", choices=("mnist", "digits"), default="mnist")
-    parser.add_argument("--data-dir", type=Path, help="a folder with the four MNIST files; without it AMAC_JAX_DATA, a cache, or a download")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="a folder with the four MNIST files; without it AMAC_JAX_DATA, a cache, or a download",
+    )
     parser.add_argument("--epochs", type=whole, default=10)
     parser.add_argument("--batch-size", type=whole, default=64)
-    parser.add_argument("--learning-rate", type=float, help="the peak; without it the optimizer's own: " + ", ".join(f"{name} {rate:g}" for name, (rate, _) in OPTIMIZERS.items()))
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        help="the peak; without it the optimizer's own: "
+        + ", ".join(f"{name} {rate:g}" for name, (rate, _) in OPTIMIZERS.items()),
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--held-out", type=int, default=0, metavar="N", help="test on the last N training images, which are not trained on: for choosing hyperparameters")
-    parser.add_argument("--out", type=Path, default=Path("runs/mnist"), help="folder for metrics.json and training.png")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=0,
+        metavar="N",
+        help="test on the last N training images, which are not trained on: for choosing hyperparameters",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/mnist"),
+        help="folder for metrics.json and training.png",
+    )
     args = parser.parse_args()
-    args.configuration = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
+    args.configuration = {
+        name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()
+    }
     return args
 
 

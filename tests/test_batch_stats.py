@@ -295,7 +295,7 @@ def test_nnx_model_is_untouched_when_a_batch_fails():
 
 
 class ForeignNorm(nn.Module):
-    """A layer of somebody else's: PyTorch's momentum, an unbiased variance, a call counter."""
+    """A layer of somebody else's: PyTorch's momentum, an unbiased variance, statistics beside."""
 
     rate: float = 0.1
 
@@ -303,8 +303,10 @@ class ForeignNorm(nn.Module):
     def __call__(self, x):
         mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
         var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:])
+        origin = self.variable("batch_stats", "origin", jnp.ones, x.shape[-1:])
         calls = self.variable("batch_stats", "calls", jnp.zeros, (), jnp.int32)
         seen = self.variable("counts", "seen", jnp.zeros, (), jnp.int32)
+        x = x - origin.value
         if not self.is_initializing():
             mean.value += self.rate * (x.mean(axis=0) - mean.value)
             var.value += self.rate * (x.var(axis=0, ddof=1) - var.value)
@@ -319,11 +321,12 @@ def test_other_peoples_layers_work_and_their_other_state_stays(rate):
     model = ForeignNorm(rate)
     variables = model.init(jax.random.key(0), batches[0])
     stats = recompute_batch_stats(model, batches, variables)
-    means = np.stack([batch.mean(axis=0, dtype=np.float64) for batch in batches])
+    means = np.stack([batch.mean(axis=0, dtype=np.float64) - 1.0 for batch in batches])
     variances = np.stack([batch.var(axis=0, dtype=np.float64, ddof=1) for batch in batches])
     np.testing.assert_allclose(stats["mean"], means.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(stats["var"], variances.mean(axis=0) + means.var(axis=0), rtol=1e-5)
     assert stats["calls"] == 0
+    np.testing.assert_array_equal(stats["origin"], 1.0)
     assert variables["counts"]["seen"] == 0
 
 

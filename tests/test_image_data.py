@@ -173,7 +173,8 @@ BAD_FILES = {
     "floats": (GOOD[:2] + b"\x0d" + GOOD[3:], "not idx"),
     "no axis": (GOOD[:3] + b"\0" + GOOD[4:], "not idx"),
     "four axes": (GOOD[:3] + b"\4" + GOOD[4:], "not idx"),
-    "header cut short": (GOOD[:14], "header cut short"),
+    "header cut between axes": (GOOD[:12], "does not hold the 18 bytes"),
+    "header cut in an axis": (GOOD[:14], "(6, 3, 0) is empty"),
     "empty axis": (GOOD[:4] + bytes(4) + GOOD[8:], "empty"),
     "empty axis, huge ones": (GOOD[:4] + bytes(4) + b"\xff" * 8, "empty"),
     "payload cut short": (GOOD[:-1], "does not hold the 36 bytes"),
@@ -299,7 +300,7 @@ def test_given_folder_that_lacks_a_file_is_an_error_and_not_a_fallback(
     (given / f"{LABELS}.gz").unlink()
     monkeypatch.setenv("AMAC_JAX_DATA", str(given))
     message = error_of(image_data.load, "mnist", given if source == "data_dir" else None)
-    assert f"{given} (from {source}): lacks {LABELS} " in message
+    assert f"{given} (from {source}): does not hold all of" in message
     assert network.asked == []
 
 
@@ -331,10 +332,11 @@ def test_relative_cache_is_an_error(monkeypatch):
     assert "XDG_CACHE_HOME" in error_of(image_data.load_mnist)
 
 
-def test_broken_cached_file_is_an_error_that_says_delete(network, cache):
+@pytest.mark.parametrize("content", [ZIPPED[IMAGES][:-9], GOOD[:-1] + b"\0"], ids=["cut", "wrong"])
+def test_bad_cached_file_is_an_error_that_says_delete(network, cache, content):
     network.serve(FIRST)
     fill(cache)
-    (cache / f"{IMAGES}.gz").write_bytes(ZIPPED[IMAGES][:-9])
+    (cache / f"{IMAGES}.gz").write_bytes(content)
     message = error_of(image_data.load, "mnist")
     assert message.startswith(f"{cache / IMAGES}.gz: ")
     assert "delete it" in message
@@ -562,6 +564,18 @@ def test_digits_split_is_disjoint_complete_stratified_and_fixed(network):
     assert np.all(np.abs(np.bincount(split.test_labels) - shares) <= 1)
     for array, again in zip(split[1:], image_data.load_digits_split()[1:], strict=True):
         np.testing.assert_array_equal(array, again)
+
+
+def test_held_out_images_are_the_last_of_training(tmp_path):
+    mnist = image_data.load_mnist(fill(tmp_path))
+    train_images, train_labels, test_images, test_labels = image_data.hold_out(mnist, 2)[1:]
+    images, labels = ARRAYS[IMAGES], ARRAYS[LABELS]
+    np.testing.assert_array_equal(train_images, images[:4])
+    np.testing.assert_array_equal(train_labels, labels[:4])
+    np.testing.assert_array_equal(test_images, images[4:])
+    np.testing.assert_array_equal(test_labels, labels[4:])
+    for count in (0, 6):
+        assert "hold out" in error_of(image_data.hold_out, mnist, count)
 
 
 def holds_mnist(root):

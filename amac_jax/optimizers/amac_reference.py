@@ -148,7 +148,9 @@ def _average_in_the_loop(start: int, period: int) -> optax.GradientTransformatio
         step = optax.safe_increment(state.count)
         due = (step >= start) & (step % period == 0)
         leaves, structure = jax.tree.flatten(params)
-        new_leaves = structure.flatten_up_to(jax.tree.map(lambda p, u: widen(p) + widen(u), params, updates))
+        new_leaves = structure.flatten_up_to(
+            jax.tree.map(lambda p, u: widen(p) + widen(u), params, updates)
+        )
         tensors = len(leaves)
 
         def fold_in(average):

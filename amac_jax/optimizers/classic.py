@@ -19,9 +19,7 @@ def adam_core(
 
 
 @takes_techniques
-def sgd(
-    learning_rate: Hyperparameter, **techniques: Any
-) -> optax.GradientTransformationExtraArgs:
+def sgd(learning_rate: Hyperparameter, **techniques: Any) -> optax.GradientTransformationExtraArgs:
     """Gradient descent.
 
         theta <- theta - eta g
@@ -135,6 +133,4 @@ def adamw(
       Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019,
       https://arxiv.org/abs/1711.05101.
     """
-    return compose(
-        adam_core(b1, b2, eps), learning_rate, weight_decay=weight_decay, **techniques
-    )
+    return compose(adam_core(b1, b2, eps), learning_rate, weight_decay=weight_decay, **techniques)

@@ -40,7 +40,7 @@ def average_weights(
     Read the average with `amac_jax.averaged_params`.
 
     Args:
-      start: the first step averaged, in steps, >= 0. Off: inf.
+      start: the first step averaged, in steps, >= 0; a fraction is rounded up. Off: inf.
       period: in steps, >= 1.
       decay: of the moving average, in [0, 1]. Off: None or 1, the plain mean.
       dtype: of the accumulator; at least the parameters' precision is kept.
@@ -90,9 +90,7 @@ def average_weights(
         if params is None:
             raise ValueError("average_weights needs params: tx.update(updates, state, params)")
         step = optax.safe_increment(state.count)
-        due = is_due(
-            step, value_at(start, state.count), whole_value_at(period, state.count)
-        )
+        due = is_due(step, value_at(start, state.count), whole_value_at(period, state.count))
         averaged = jnp.where(due, optax.safe_increment(state.averaged), state.averaged)
         weight = 1.0 / jnp.maximum(averaged, 1).astype(jnp.result_type(float))
         if decay is not None:
@@ -100,7 +98,9 @@ def average_weights(
 
         def fold_in(average):
             return jax.tree.map(
-                lambda a, p, u: a + weight.astype(a.dtype) * ((widen(p) + widen(u)).astype(a.dtype) - a),
+                lambda a, p, u: (
+                    a + weight.astype(a.dtype) * ((widen(p) + widen(u)).astype(a.dtype) - a)
+                ),
                 average,
                 params,
                 updates,
@@ -117,7 +117,8 @@ def average_weights(
 
 
 def is_due(step: jax.Array, start: jax.Array, period: jax.Array) -> jax.Array:
-    """Whether step is start, start + period, ...; a start of inf never comes."""
+    """Whether step is start, rounded up, start + period, ...; a start of inf never comes."""
     started = step >= start
-    since_start = step - jnp.where(started, start, 0).astype(step.dtype)
+    first = -(-jnp.where(started, start, 0) // 1)
+    since_start = step - first.astype(step.dtype)
     return started & (since_start % period == 0)

@@ -82,7 +82,9 @@ def inject_noise(
         def add(update, xi):
             wide = widen(update)
             size = sigma.astype(wide.dtype) * (_root_mean_square(wide) if relative else 1.0)
-            return (wide + size * xi.astype(wide.dtype)).astype(update.dtype)
+            noisy = (wide + size * xi.astype(wide.dtype)).astype(update.dtype)
+            # 0 times the root mean square of a leaf that holds an inf would be NaN.
+            return jnp.where(sigma == 0, update, noisy)
 
         updates = jax.tree.map(add, updates, noise)
         return updates, InjectNoiseState(optax.safe_increment(state.count), state.key)

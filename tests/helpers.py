@@ -1,0 +1,53 @@
+"""What several test files need: random trees, a training loop, comparisons of trees."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def normals(seed: int, like: Any, steps: int = 1) -> Iterator[Any]:
+    """Trees of standard normal leaves in the shapes and dtypes of `like`, one a step."""
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        yield jax.tree.map(
+            lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), like
+        )
+
+
+def train(
+    tx: optax.GradientTransformation, params: Any, gradients: Iterable[Any], *, jit: bool = True
+) -> Iterator[tuple[Any, Any]]:
+    """Takes a step with every gradient; yields parameters and optimizer state after each."""
+
+    def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step) if jit else step
+    state = tx.init(params)
+    for gradient in gradients:
+        params, state = step(params, state, gradient)
+        yield params, state
+
+
+def float64(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:
+    """The same structure and, relative or absolute, nearly the same numbers."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(float64(a), float64(e), rtol=tolerance, atol=tolerance)
+
+
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    """The same structure, dtypes and bits: signs of zeros and NaN included."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, e = np.asarray(a), np.asarray(e)
+        assert (a.dtype, a.shape, a.tobytes()) == (e.dtype, e.shape, e.tobytes())

@@ -1,0 +1,146 @@
+"""`average_weights` against the mean of the snapshots in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from amac_jax import average_weights, averaged_params, sgd
+from tests.helpers import assert_close, assert_same_bits, float64, normals, train
+
+LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+RATE = 0.1
+
+
+def weights_of_sgd(params, gradients):
+    weights = []
+    for gradient in gradients:
+        params = jax.tree.map(lambda p, g: p - RATE * g, float64(params), float64(gradient))
+        weights.append(params)
+    return weights
+
+
+def taken(start, period, steps):
+    """The steps whose weights are averaged, counted from 1."""
+    return [t for t in range(1, steps + 1) if t >= start and (t - start) % period == 0]
+
+
+def mean(trees):
+    return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("start", [0, 1, 4, 11, 12, jnp.inf])
+@pytest.mark.parametrize("period", [1, 3])
+def test_is_the_mean_of_the_snapshots_after_every_step(seed, start, period):
+    init, *gradients = normals(seed, LIKE, 12)
+    weights = weights_of_sgd(init, gradients)
+    tx = optax.chain(optax.sgd(RATE), average_weights(start, period))
+    for t, (params, state) in enumerate(train(tx, init, gradients), 1):
+        assert_close(params, weights[t - 1])
+        due = taken(start, period, t)
+        assert int(state[-1].averaged) == len(due)
+        assert_close(averaged_params(state), mean([weights[t - 1] for t in due]) if due else init)
+        assert_close(averaged_params(state, params), averaged_params(state) if due else params)
+
+
+def test_a_fraction_of_a_run_is_rounded_up_to_the_next_step():
+    init, *gradients = normals(0, LIKE, 11)
+    tx = average_weights(7.5, 2)  # three quarters of 10 steps
+    averaged = [int(state.averaged) for _, state in train(tx, init, gradients)]
+    assert averaged == [0, 0, 0, 0, 0, 0, 0, 1, 1, 2]
+
+
+def test_hyperparameters_may_be_schedules():
+    init, *gradients = normals(0, LIKE, 11)
+    tx = average_weights(lambda count: 3.0, lambda count: 2 + 0 * count, decay=lambda count: 0.5)
+    fixed = average_weights(3, 2, decay=0.5)
+    (*_, (_, state)), (*_, (_, expected)) = (train(t, init, gradients) for t in (tx, fixed))
+    assert_same_bits(state, expected)
+    assert int(state.averaged) == 4
+
+
+@pytest.mark.parametrize("through_compose", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("seed", range(2))
+def test_decay_is_a_mean_at_first_and_a_moving_average_then(seed, decay, through_compose):
+    init, *gradients = normals(seed, LIKE, 40)
+    weights = weights_of_sgd(init, gradients)
+    if through_compose:
+        tx = sgd(RATE, average_start=5, average_period=2, average_decay=decay)
+    else:
+        tx = optax.chain(optax.sgd(RATE), average_weights(5, 2, decay=decay))
+    average, n = float64(init), 0
+    for t, (_, state) in enumerate(train(tx, init, gradients), 1):
+        if t in taken(5, 2, t):
+            n += 1
+            share = max(1 / n, 1 - decay)
+            average = jax.tree.map(lambda a, w: a + share * (w - a), average, weights[t - 1])
+        assert_close(averaged_params(state), average)
+    assert n == 18
+
+
+def test_thousand_bfloat16_weights_are_averaged_in_float32():
+    noise = np.random.default_rng(0).standard_normal((1000, 5))
+    drift = np.linspace(1.0, 2.0, 1000)[:, None]
+    weights = jnp.asarray(drift + 0.01 * noise, jnp.bfloat16)
+    tx = average_weights()
+
+    def ours(state, params):
+        return tx.update(jnp.zeros_like(params), state, params)[1], None
+
+    def in_bfloat16(carry, params):
+        n, average = carry
+        return (n + 1, average + ((params - average) / n).astype(jnp.bfloat16)), None
+
+    exact = float64(weights).mean(axis=0)
+    state, _ = jax.lax.scan(ours, tx.init(weights[0]), weights)
+    assert state.average.dtype == jnp.float32
+    assert np.max(np.abs(float64(state.average) - exact)) < 1e-3
+    (_, stalled), _ = jax.lax.scan(in_bfloat16, (1, weights[0]), weights)
+    assert np.min(np.abs(float64(stalled) - exact)) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("of_params", "asked_for", "kept"),
+    [
+        ("bfloat16", "float32", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float32", "bfloat16", "float32"),
+        ("float64", "float32", "float64"),
+        ("float32", "float64", "float64"),
+    ],
+)
+def test_the_accumulator_has_at_least_the_precision_of_the_parameters(of_params, asked_for, kept):
+    with jax.enable_x64(True):
+        params = jnp.full(3, 1 / 3, of_params)
+        tx = average_weights(dtype=asked_for)
+        _, state = tx.update(params, tx.init(params), params)
+        assert state.average.dtype == kept
+        assert_same_bits(state.average, params.astype(kept) + params.astype(kept))
+        assert_same_bits(averaged_params(state, params), (2 * params).astype(of_params))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_inside_multi_steps_it_counts_optimizer_steps_and_beside_it_micro_batches(inside):
+    init, *gradients = normals(0, LIKE, 13)
+    average = average_weights(start=2)
+    if inside:
+        tx = optax.MultiSteps(optax.chain(optax.sgd(RATE), average), 3).gradient_transformation()
+    else:
+        steps = optax.MultiSteps(optax.sgd(RATE), 3).gradient_transformation()
+        tx = optax.chain(steps, average)
+    weights = [init, *weights_of_sgd(init, [mean(gradients[i : i + 3]) for i in range(0, 12, 3)])]
+    *_, (params, state) = train(tx, init, gradients)
+    assert_close(params, weights[-1])
+    if inside:
+        assert_close(averaged_params(state), mean(weights[2:]))
+    else:  # after micro-batches 2, ..., 12
+        assert_close(averaged_params(state), mean(float64([weights[i // 3] for i in range(2, 13)])))
+
+
+def test_updates_pass_bit_for_bit():
+    params, updates = normals(0, LIKE, 2)
+    tx = average_weights()
+    assert_same_bits(tx.update(updates, tx.init(params), params)[0], updates)

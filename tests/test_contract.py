@@ -1,0 +1,322 @@
+"""One contract for every factory: what an Optax transformation must do wherever it is put."""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl.testing import parameterized
+from table import CASES, OFF, TECHNIQUES, Case
+
+import amac_jax
+
+STEPS = 6
+every_case = pytest.mark.parametrize("name", CASES)
+every_number = pytest.mark.parametrize(
+    ("name", "argument"), [(name, arg) for name, case in CASES.items() for arg in case.numeric]
+)
+
+
+def tree(seed: int, dtype: Any = jnp.float32) -> Any:
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    return {
+        "dense": {"kernel": draw(4, 3), "bias": draw(3)},
+        "embed": {"embedding": draw(5, 2)},
+        "temperature": draw(),
+    }
+
+
+def gradients(dtype: Any = jnp.float32) -> list[Any]:
+    return [tree(100 + step, dtype) for step in range(STEPS)]
+
+
+def train(tx: optax.GradientTransformation, params: Any, grads: list[Any], **extra: Any):
+    """The parameters and the state after a step a gradient, and each step's updates."""
+    tx = optax.with_extra_args_support(tx)
+
+    def step(params, state, gradient):
+        updates, state = tx.update(gradient, state, params, **extra)
+        return optax.apply_updates(params, updates), state, updates
+
+    step = jax.jit(step)
+    state, history = tx.init(params), []
+    for gradient in grads:
+        params, state, updates = step(params, state, gradient)
+        history.append(updates)
+    return params, state, history
+
+
+def stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def pick(trees: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], trees)
+
+
+def assert_close(one: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    chex.assert_trees_all_close(one, other, rtol=rtol, atol=atol)
+
+
+def abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.named_parameters((name, name) for name in CASES)
+    def test_jit_changes_nothing(self, name):
+        tx, params, grads = CASES[name].build(), tree(0), gradients()
+        update, state = self.variant(tx.update), tx.init(params)
+        expected, _, _ = train(tx, params, grads)
+        for gradient in grads:
+            updates, state = update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        assert_close(params, expected)
+
+
+@every_case
+def test_changes_something(name):
+    params, _, history = train(CASES[name].build(), tree(0), gradients())
+    if name != "average_weights":  # which only looks
+        with pytest.raises(AssertionError):
+            chex.assert_trees_all_close(history, gradients())
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+
+
+@every_case
+def test_is_an_element_of_a_chain(name):
+    tx = CASES[name].build()
+    alone, _, _ = train(tx, tree(0), gradients())
+    chained, _, _ = train(optax.chain(optax.identity(), tx, optax.scale(1.0)), tree(0), gradients())
+    assert_close(alone, chained)
+
+
+@every_case
+def test_is_traced_once(name):
+    tx, params = CASES[name].build(), tree(0)
+    chex.clear_trace_counter()
+    update = jax.jit(chex.assert_max_traces(tx.update, n=1))
+    state = tx.init(params)
+    for gradient in gradients():
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+
+
+@every_case
+def test_scan_is_the_loop(name):
+    tx, params = CASES[name].build(), tree(0)
+
+    def step(carry, gradient):
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (scanned, _), _ = jax.lax.scan(step, (params, tx.init(params)), stack(gradients()))
+    assert_close(scanned, train(tx, params, gradients())[0])
+
+
+def trained_with(case: Case, params: Any, grads: Any, **changes: Any) -> Any:
+    tx = case.build(**changes)
+
+    def step(carry, gradient):
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), updates
+
+    return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
+
+
+@every_number
+def test_vmap_over_a_hyperparameter_is_a_sweep(name, argument):
+    case = CASES[name]
+    run = functools.partial(trained_with, case, tree(0), stack(gradients()))
+    values = jnp.asarray(case.numeric[argument])
+    swept = jax.jit(jax.vmap(lambda value: run(**{argument: value})))(values)
+    for index, value in enumerate(case.numeric[argument]):
+        assert_close(pick(swept, index), jax.jit(lambda v=value: run(**{argument: v}))())
+    if name != "average_weights":
+        with pytest.raises(AssertionError):  # the hyperparameter does something
+            chex.assert_trees_all_close(pick(swept, 0), pick(swept, 1))
+
+
+@every_case
+def test_vmap_over_seeds_is_the_runs(name):
+    case = CASES[name]
+    run = jax.jit(functools.partial(trained_with, case))
+    params = [tree(0), tree(1)]
+    grads = [stack(gradients()), jax.tree.map(lambda g: -2 * g, stack(gradients()))]
+    together = jax.jit(jax.vmap(functools.partial(trained_with, case)))(stack(params), stack(grads))
+    for index in range(2):
+        assert_close(pick(together, index), run(params[index], grads[index]))
+
+
+@every_case
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_state_keeps_its_form_in_every_precision(name, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        tx, params = CASES[name].build(), tree(0, dtype)
+        before = tx.init(params)
+        params, after, history = train(tx, params, gradients(dtype))
+        chex.assert_trees_all_equal_structs(before, after)
+        assert abstract(before) == abstract(after)
+        assert abstract(jax.eval_shape(tx.init, params)) == abstract(before)
+        chex.assert_trees_all_equal_dtypes(history[0], params)
+        for leaf in jax.tree.leaves(after):
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                assert jnp.finfo(leaf.dtype).bits >= 32
+            assert jnp.all(jnp.isfinite(leaf))
+
+
+@every_case
+def test_parameters_and_state_can_be_donated_together(name):
+    tx, params = CASES[name].build(), tree(0)
+    expected, _, _ = train(tx, params, gradients())
+
+    # `jit` would drop what the step only overwrites, the old metrics, and not donate it.
+    @functools.partial(jax.jit, donate_argnums=(0, 1), keep_unused=True)
+    def step(params, state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.copy, params)
+    state = tx.init(params)
+    for gradient in gradients():
+        given = jax.tree.leaves((params, state))
+        params, state = step(params, state, gradient)
+        assert all(leaf.is_deleted() for leaf in given)
+    assert_close(params, expected)
+
+
+@every_case
+def test_masked_leaves_pass_through(name):
+    mask = {"dense": True, "embed": False, "temperature": False}
+    tx = optax.masked(CASES[name].build(), mask)
+    _, _, history = train(tx, tree(0), gradients())
+    chex.assert_trees_all_equal([u["embed"] for u in history], [g["embed"] for g in gradients()])
+    alone, _, _ = train(
+        CASES[name].build(),
+        {"dense": tree(0)["dense"]},
+        [{"dense": g["dense"]} for g in gradients()],
+    )
+    masked = {"dense": tree(0)["dense"]}
+    for updates in history:
+        masked = optax.apply_updates(masked, {"dense": updates["dense"]})
+    assert_close(masked, alone)
+
+
+@every_case
+def test_partition_runs_it_on_its_part(name):
+    tx = optax.partition(
+        {"ours": CASES[name].build(), "theirs": optax.set_to_zero()},
+        {"dense": "ours", "embed": "theirs", "temperature": "theirs"},
+    )
+    params, _, _ = train(tx, tree(0), gradients())
+    alone, _, _ = train(
+        CASES[name].build(),
+        {"dense": tree(0)["dense"]},
+        [{"dense": g["dense"]} for g in gradients()],
+    )
+    assert_close(params["dense"], alone["dense"])
+    chex.assert_trees_all_equal(params["embed"], tree(0)["embed"])
+
+
+@every_case
+def test_multi_steps_counts_optimizer_steps(name):
+    tx = CASES[name].build()
+    twice = [gradient for gradient in gradients() for _ in range(2)]
+    accumulated, _, _ = train(optax.MultiSteps(tx, 2).gradient_transformation(), tree(0), twice)
+    assert_close(accumulated, train(tx, tree(0), gradients())[0])
+
+
+@every_case
+def test_inject_hyperparams_is_the_plain_one(name):
+    case = CASES[name]
+    tx = optax.inject_hyperparams(case.factory)(**case.arguments())
+    injected, state, _ = train(tx, tree(0), gradients())
+    assert set(case.numeric) <= set(state.hyperparams)
+    assert_close(injected, train(case.build(), tree(0), gradients())[0])
+
+
+@pytest.mark.parametrize("technique", OFF)
+def test_inject_hyperparams_switches_a_technique_without_recompiling(technique):
+    arguments = {name: two[0] for name, two in TECHNIQUES.items()}
+    tx = optax.inject_hyperparams(amac_jax.adam)(0.1, **{**arguments, **OFF[technique]})
+    params = tree(0)
+    state = tx.init(params)
+    chex.clear_trace_counter()
+    update = jax.jit(chex.assert_max_traces(tx.update, n=1))
+    for on in (False, True):
+        for name, off in OFF[technique].items():
+            state.hyperparams[name] = jnp.asarray(arguments[name] if on else off, jnp.float32)
+        updates, state = update(tree(1), state, params)
+        params = optax.apply_updates(params, updates)
+
+
+@every_case
+def test_apply_if_finite_holds_it_still(name):
+    tx = optax.apply_if_finite(CASES[name].build(), max_consecutive_errors=9)
+    params = tree(0)
+    state = tx.init(params)
+    bad = {**tree(1), "temperature": jnp.array(jnp.nan)}
+    updates, after = jax.jit(tx.update)(bad, state, params)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
+    chex.assert_trees_all_equal(after.inner_state, state.inner_state)
+
+
+@every_case
+def test_unknown_extra_args_are_ignored(name):
+    tx = CASES[name].build()
+    with_extra, _, _ = train(tx, tree(0), gradients(), value=jnp.array(1.0), unheard_of=tree(3))
+    assert_close(with_extra, train(tx, tree(0), gradients())[0])
+
+
+@every_case
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"scalar": jnp.array(2.0)},
+        {"none": None, "kernel": jnp.ones((2, 2))},
+        {"masked": optax.MaskedNode(), "kernel": jnp.ones((2, 2))},
+        {"empty": jnp.zeros((0, 3)), "kernel": jnp.ones((2, 2))},
+        [jnp.ones(2), (jnp.ones((1, 2)), jnp.ones((2, 2, 2, 2)))],
+        jnp.ones((3, 2)),
+    ],
+    ids=["empty tree", "scalar", "None", "MaskedNode", "zero-size", "nested", "bare array"],
+)
+def test_takes_any_tree(name, params):
+    gradient = jax.tree.map(lambda p: 0.5 * p, params)
+    trained, _, history = train(CASES[name].build(), params, [gradient] * 3)
+    chex.assert_trees_all_equal_shapes_and_dtypes(trained, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(history[-1], params)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.identity is not None]
+)
+def test_at_its_off_value_it_is_the_identity(name):
+    case = CASES[name]
+    _, _, history = train(case.build(**(case.identity or {})), tree(0), gradients())
+    chex.assert_trees_all_equal(history, gradients())
+
+
+@pytest.mark.parametrize("technique", OFF)
+def test_off_in_the_pipeline_is_absent_from_it(technique):
+    on = {name: two[0] for name, two in TECHNIQUES.items()}
+    absent, _, _ = train(amac_jax.adam(0.1, **{**on, technique: None}), tree(0), gradients())
+    off, _, _ = train(amac_jax.adam(0.1, **{**on, **OFF[technique]}), tree(0), gradients())
+    chex.assert_trees_all_equal(off, absent)
+    if technique != "average_start":
+        present, _, _ = train(amac_jax.adam(0.1, **on), tree(0), gradients())
+        with pytest.raises(AssertionError):
+            chex.assert_trees_all_close(present, absent)

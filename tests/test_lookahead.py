@@ -1,0 +1,206 @@
+"""`lookahead` against the paper's algorithm in NumPy, against Optax's, and in every wrapper."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+from amac_jax import amac, lookahead, slow_params
+from tests.helpers import assert_close, assert_same_bits, float64, normals, train
+
+LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+RATE = 0.1
+
+
+def zhang(params: Any, gradients: list[Any], k: int, alpha: float) -> list[Any]:
+    """Algorithm 1 of Zhang et al., 2019, around gradient descent: the fast weights after each step.
+
+    After the k-th step of an inner loop they are where the next one starts, at the slow weights.
+    """
+    slow, history = float64(params), []
+    remaining = iter(float64(gradients))
+    while True:
+        fast = slow
+        for _ in range(k):
+            gradient = next(remaining, None)
+            if gradient is None:
+                return history
+            fast = jax.tree.map(lambda p, g: p - RATE * g, fast, gradient)
+            history.append(fast)
+        slow = jax.tree.map(lambda s, f: s + alpha * (f - s), slow, fast)
+        history[-1] = slow
+
+
+def sgd_with_lookahead(k: int = 3, alpha: float = 0.5) -> optax.GradientTransformationExtraArgs:
+    return optax.chain(optax.sgd(RATE), lookahead(k, alpha))
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_equals_the_algorithm(seed, k, alpha):
+    params, *gradients = normals(seed, LIKE, 14)
+    expected = zhang(params, gradients, k, alpha)
+    steps = list(train(sgd_with_lookahead(k, alpha), params, gradients))
+    for (params, _), weights in zip(steps, expected, strict=True):
+        assert_close(params, weights)
+    last = len(gradients) // k * k
+    assert_close(slow_params(steps[-1][1]), expected[last - 1])
+
+
+@pytest.mark.parametrize("inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)])
+def test_takes_the_steps_of_optax_lookahead_on_a_quadratic(inner):
+    start = next(normals(0, LIKE))
+    curvature = jax.tree.map(jnp.abs, next(normals(1, LIKE)))
+    ours, theirs = optax.chain(inner, lookahead(4, 0.5)), optax.lookahead(inner, 4, 0.5)
+    gradient = jax.jit(lambda params: jax.tree.map(jnp.multiply, curvature, params))
+    params, pair = start, optax.LookaheadParams.init_synced(start)
+    state, pair_state = ours.init(params), theirs.init(pair)  # pyright: ignore[reportArgumentType]
+    update, pair_update = jax.jit(ours.update), jax.jit(theirs.update)
+    for _ in range(30):
+        updates, state = update(gradient(params), state, params)
+        params = optax.apply_updates(params, updates)
+        updates, pair_state = pair_update(gradient(pair.fast), pair_state, pair)
+        pair = optax.apply_updates(pair, updates)
+        assert_close(params, pair.fast)
+        assert_close(slow_params(state), pair.slow)
+
+
+def distance_in_ulps(params: Any, state: Any, update: Any) -> jax.Array:
+    """Of the parameters from the slow weights, in units of the larger of these and the update."""
+
+    def distance(p: jax.Array, s: jax.Array, u: jax.Array) -> jax.Array:
+        larger = jnp.maximum(jnp.abs(s), jnp.abs(u.astype(s.dtype)))
+        _, exponent = jnp.frexp(larger)
+        ulp = jnp.ldexp(jnp.asarray(jnp.finfo(p.dtype).eps, s.dtype), exponent - 1)
+        return jnp.max(jnp.abs(p.astype(s.dtype) - s) / ulp)
+
+    trees = params, slow_params(state), update
+    return jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(distance, *trees))))
+
+
+CHAINS = {
+    "chain": optax.chain(optax.adam(0.1), lookahead(3)),
+    "amac": amac(0.1, total_steps=100, warmup_steps=1, sync_period=3),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize(("chain", "jit"), [("chain", True), ("chain", False), ("amac", True)])
+def test_at_a_synchronisation_parameters_are_the_slow_weights(chain, jit, dtype):
+    exact = dtype in ("float32", "float64")
+    with jax.enable_x64(dtype == "float64"):
+        like = jax.tree.map(lambda leaf: leaf.astype(dtype), LIKE)
+        before, *gradients = normals(0, like, 22 if jit else 7)
+        for t, (params, state) in enumerate(train(CHAINS[chain], before, gradients, jit=jit), 1):
+            slow = slow_params(state)
+            if t % 3 != 0:
+                assert np.any(np.asarray(slow["kernel"]) != np.asarray(params["kernel"]))
+            elif exact:
+                assert_same_bits(params, slow)
+            else:
+                update = jax.tree.map(jnp.subtract, params, before)
+                assert distance_in_ulps(params, state, update) <= 1
+            before = params
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_10000_noisy_steps_do_not_part_them(dtype):
+    tx = amac(0.02, total_steps=10_000, warmup_steps=10, sync_period=5)
+    target = jnp.linspace(-3.0, 3.0, 24).reshape(6, 4)
+
+    def step(carry, key):
+        params, state = carry
+        noise = jax.random.normal(key, target.shape)
+        gradients = (params.astype(jnp.float32) - target + noise).astype(dtype)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), distance_in_ulps(params, state, updates)
+
+    params = jnp.ones(target.shape, dtype)
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), 10_000)
+    (params, _), distances = jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), keys))()
+    assert np.mean(np.abs(float64(params) - target)) < 0.3  # it has learned something
+    between, synchronised = distances[:-1:5], distances[4::5]
+    assert np.mean(between > 0) > 0.9
+    assert np.all(synchronised <= (0 if dtype == "float32" else 1))
+
+
+# --- In other people's wrappers -------------------------------------------------------------------
+
+START, *GRADIENTS = normals(3, LIKE, 8)
+EXPECTED = zhang(START, GRADIENTS, 3, 0.5)
+PLAIN = zhang(START, GRADIENTS, 1, 1.0)
+
+
+def test_in_a_linen_train_state():
+    state = TrainState.create(apply_fn=lambda: None, params=START, tx=sgd_with_lookahead())
+    step = jax.jit(lambda state, gradient: state.apply_gradients(grads=gradient))
+    for gradient, expected in zip(GRADIENTS, EXPECTED, strict=True):
+        state = step(state, gradient)
+        assert_close(state.params, expected)
+    assert_close(slow_params(state), EXPECTED[5])
+
+
+def test_in_an_nnx_optimizer():
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    nnx.update(model, START)
+    optimizer = nnx.Optimizer(model, sgd_with_lookahead(), wrt=nnx.Param)
+    step = nnx.jit(lambda model, optimizer, gradient: optimizer.update(model, gradient))
+    for gradient, expected in zip(GRADIENTS, EXPECTED, strict=True):
+        as_state = nnx.state(model, nnx.Param)
+        nnx.replace_by_pure_dict(as_state, gradient)
+        step(model, optimizer, as_state)
+        assert_close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), expected)
+
+
+def test_in_optax_partition():
+    labels = {"kernel": "looking ahead", "bias": "plain"}
+    tx = optax.partition({"looking ahead": sgd_with_lookahead(), "plain": optax.sgd(RATE)}, labels)
+    for t, (params, _) in enumerate(train(tx, START, GRADIENTS)):
+        assert_close(params, {"kernel": EXPECTED[t]["kernel"], "bias": PLAIN[t]["bias"]})
+
+
+def test_in_optax_masked():
+    tx = optax.chain(
+        optax.sgd(RATE), optax.masked(lookahead(3), {"kernel": False, "bias": True})
+    )
+    for t, (params, _) in enumerate(train(tx, START, GRADIENTS)):
+        assert_close(params, {"kernel": PLAIN[t]["kernel"], "bias": EXPECTED[t]["bias"]})
+
+
+def test_in_optax_multi_steps_it_counts_optimizer_steps():
+    tx = optax.MultiSteps(sgd_with_lookahead(), every_k_schedule=2).gradient_transformation()
+    halves = [
+        jax.tree.map(lambda g: g * factor, gradient)
+        for gradient in GRADIENTS
+        for factor in (0.5, 1.5)
+    ]
+    for micro, (params, _) in enumerate(train(tx, START, halves), 1):
+        assert_close(params, EXPECTED[micro // 2 - 1] if micro > 1 else START)
+
+
+def test_extra_args_pass_through():
+    tx = optax.chain(lookahead(2), optax.scale_by_backtracking_linesearch(max_backtracking_steps=2))
+
+    def loss(x):
+        return jnp.sum(x**2)
+
+    params = jnp.ones(2)
+    updates, _ = tx.update(
+        -params, tx.init(params), params, value=loss(params), grad=2 * params, value_fn=loss
+    )
+    assert loss(params + updates) < loss(params)
+
+
+def test_the_synchronisation_is_compiled_to_a_branch():
+    params = {"kernel": jnp.zeros((300, 200))}
+    tx = lookahead(5)
+    compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile().as_text()
+    assert " conditional(" in compiled
+    assert "select(f32[300,200]" not in compiled.replace(" ", "")

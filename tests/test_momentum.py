@@ -1,0 +1,64 @@
+"""`heavy_ball` against the equation in NumPy and against `optax.trace`."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from amac_jax import heavy_ball
+from tests.helpers import assert_close, float64, normals, train
+
+LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+STEPS = 12
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("mu", "dampening"), [(0.9, 0.0), (0.9, 0.9), (0.5, 0.25), (0.0, 0.0)])
+def test_equals_the_equation(seed, mu, dampening):
+    velocity = weights = 0.0
+    updates = list(normals(seed, LIKE, STEPS))
+    steps = train(heavy_ball(mu, dampening=dampening), LIKE, updates)
+    for update, (params, state) in zip(updates, steps, strict=True):
+        velocity = mu * velocity + (1 - dampening) * float64(update)["kernel"]
+        weights = weights + velocity
+        assert_close(state.velocity["kernel"], velocity)
+        assert_close(params["kernel"], weights, 3e-6)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.3, 0.99])
+def test_without_dampening_it_is_optax_trace(mu):
+    updates = list(normals(0, LIKE, STEPS))
+    ours, theirs = train(heavy_ball(mu), LIKE, updates), train(optax.trace(mu), LIKE, updates)
+    for (params, _), (expected, _) in zip(ours, theirs, strict=True):
+        assert_close(params, expected)
+
+
+@pytest.mark.parametrize(("dampening", "limit"), [(0.9, 1.0), (0.0, 10.0), (0.5, 5.0)])
+def test_limit_of_a_constant_update(dampening, limit):
+    update = next(normals(0, LIKE))
+    *_, (_, state) = train(heavy_ball(0.9, dampening=dampening), LIKE, [update] * 200)
+    assert_close(state.velocity["bias"], limit * float64(update["bias"]))
+
+
+def test_schedules_are_read_at_the_count_of_updates():
+    mu, dampening = [0.0, 0.5, 0.9, 0.1], [0.5, 0.0, 0.9, 1.0]
+    tx = heavy_ball(
+        lambda count: jnp.asarray(mu)[count], dampening=lambda count: jnp.asarray(dampening)[count]
+    )
+    velocity = 0.0
+    updates = list(normals(1, LIKE, 4))
+    for t, (_, state) in enumerate(train(tx, LIKE, updates)):
+        velocity = mu[t] * velocity + (1 - dampening[t]) * float64(updates[t]["bias"])
+        assert_close(state.velocity["bias"], velocity)
+    assert int(state.count) == 4
+
+
+def test_velocity_of_bfloat16_updates_is_float32():
+    like = jnp.zeros(3, jnp.bfloat16)
+    # One that is in bfloat16 itself stops growing at 256.
+    *_, (params, state) = train(heavy_ball(0.999), like, [jnp.ones_like(like)] * 2000)
+    assert params.dtype == jnp.bfloat16
+    assert state.velocity.dtype == jnp.float32
+    assert_close(state.velocity, np.full(3, (1 - 0.999**2000) / (1 - 0.999)), 1e-4)
+    *_, (_, trace) = train(optax.trace(0.999), like, [jnp.ones_like(like)] * 2000)
+    assert_close(trace.trace, np.full(3, 256.0))
