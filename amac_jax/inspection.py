@@ -25,7 +25,9 @@ def averaged_params(opt_state: Any, params: Any = None) -> Any:
 
     Returns:
       A tree in the structure and shapes of the parameters, in `params`' dtypes or the
-      accumulator's. For an `nnx.Optimizer` a state for `nnx.update(model, ...)`.
+      accumulator's. For an `nnx.Optimizer` a state for `nnx.update(model, ...)`. What an
+      `optax.masked` or `optax.partition` keeps from the average is `params`' own, or
+      `optax.MaskedNode`.
 
     Raises:
       ValueError: where there is no average, or more than one.
@@ -35,7 +37,7 @@ def averaged_params(opt_state: Any, params: Any = None) -> Any:
       >>> tx = adam(0.1, average_start=1)
       >>> params = jnp.zeros(2)
       >>> updates, state = tx.update(jnp.ones(2), tx.init(params), params)
-      >>> averaged_params(state)
+      >>> averaged_params(state).round(3)
       Array([-0.1, -0.1], dtype=float32)
     """
     state = _only(
@@ -43,11 +45,13 @@ def averaged_params(opt_state: Any, params: Any = None) -> Any:
     )
     if params is None:
         return state.average
-    return jax.tree.map(
-        lambda average, param: jnp.where(state.averaged > 0, average.astype(param.dtype), param),
-        state.average,
-        _pure(params),
-    )
+
+    def current(average: Any, param: Any) -> Any:
+        if _is_masked(average):
+            return param
+        return jnp.where(state.averaged > 0, average.astype(param.dtype), param)
+
+    return jax.tree.map(current, state.average, _pure(params), is_leaf=_is_masked)
 
 
 def slow_params(opt_state: Any) -> Any:
@@ -125,6 +129,10 @@ def _states(opt_state: Any, kind: type[State]) -> list[State]:
     found = [_pure(leaf) for leaf in leaves if isinstance(leaf, kind)]
     inner = [state for leaf in found for state in _states(getattr(leaf, "inner_state", ()), kind)]
     return found + inner
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _pure(tree: Any) -> Any:

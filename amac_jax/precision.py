@@ -24,7 +24,7 @@ def widen(tree: Any) -> Any:
 
     Example:
       >>> widen({"w": jnp.ones(2, jnp.bfloat16), "n": jnp.ones(2, jnp.int32)})
-      {'w': Array([1., 1.], dtype=float32), 'n': Array([1, 1], dtype=int32)}
+      {'n': Array([1, 1], dtype=int32), 'w': Array([1., 1.], dtype=float32)}
     """
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(_wide(leaf)), tree)
 

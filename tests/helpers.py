@@ -23,15 +23,21 @@ def train(
 ) -> Iterator[tuple[Any, Any]]:
     """Takes a step with every gradient; yields parameters and optimizer state after each."""
 
-    def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    step = jax.jit(step) if jit else step
-    state = tx.init(params)
+    update, state = jax.jit(tx.update) if jit else tx.update, tx.init(params)
     for gradient in gradients:
-        params, state = step(params, state, gradient)
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
         yield params, state
+
+
+def apply(
+    tx: optax.GradientTransformation, updates: Any, params: Any = None, *, steps: int = 1
+) -> tuple[Any, Any]:
+    """The result and the state after the last of some steps with the same updates."""
+    result, state = None, tx.init(updates if params is None else params)
+    for _ in range(steps):
+        result, state = tx.update(updates, state, params)
+    return result, state
 
 
 def float64(tree: Any) -> Any:

@@ -1,5 +1,7 @@
 """`average_weights` against the mean of the snapshots in NumPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from amac_jax import average_weights, averaged_params, sgd
-from tests.helpers import assert_close, assert_same_bits, float64, normals, train
+from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train
 
 LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
 RATE = 0.1
@@ -76,7 +78,7 @@ def test_decay_is_a_mean_at_first_and_a_moving_average_then(seed, decay, through
         if t in taken(5, 2, t):
             n += 1
             share = max(1 / n, 1 - decay)
-            average = jax.tree.map(lambda a, w: a + share * (w - a), average, weights[t - 1])
+            average = jax.tree.map(lambda a, w, s=share: a + s * (w - a), average, weights[t - 1])
         assert_close(averaged_params(state), average)
     assert n == 18
 
@@ -95,7 +97,7 @@ def test_thousand_bfloat16_weights_are_averaged_in_float32():
         return (n + 1, average + ((params - average) / n).astype(jnp.bfloat16)), None
 
     exact = float64(weights).mean(axis=0)
-    state, _ = jax.lax.scan(ours, tx.init(weights[0]), weights)
+    state: Any = jax.lax.scan(ours, tx.init(weights[0]), weights)[0]
     assert state.average.dtype == jnp.float32
     assert np.max(np.abs(float64(state.average) - exact)) < 1e-3
     (_, stalled), _ = jax.lax.scan(in_bfloat16, (1, weights[0]), weights)
@@ -115,8 +117,7 @@ def test_thousand_bfloat16_weights_are_averaged_in_float32():
 def test_the_accumulator_has_at_least_the_precision_of_the_parameters(of_params, asked_for, kept):
     with jax.enable_x64(True):
         params = jnp.full(3, 1 / 3, of_params)
-        tx = average_weights(dtype=asked_for)
-        _, state = tx.update(params, tx.init(params), params)
+        _, state = apply(average_weights(dtype=asked_for), params, params)
         assert state.average.dtype == kept
         assert_same_bits(state.average, params.astype(kept) + params.astype(kept))
         assert_same_bits(averaged_params(state, params), (2 * params).astype(of_params))
@@ -142,5 +143,4 @@ def test_inside_multi_steps_it_counts_optimizer_steps_and_beside_it_micro_batche
 
 def test_updates_pass_bit_for_bit():
     params, updates = normals(0, LIKE, 2)
-    tx = average_weights()
-    assert_same_bits(tx.update(updates, tx.init(params), params)[0], updates)
+    assert_same_bits(apply(average_weights(), updates, params)[0], updates)

@@ -48,9 +48,9 @@ def test_schedules_are_read_at_the_count_of_updates():
     velocity = 0.0
     updates = list(normals(1, LIKE, 4))
     for t, (_, state) in enumerate(train(tx, LIKE, updates)):
+        assert int(state.count) == t + 1
         velocity = mu[t] * velocity + (1 - dampening[t]) * float64(updates[t]["bias"])
         assert_close(state.velocity["bias"], velocity)
-    assert int(state.count) == 4
 
 
 def test_velocity_of_bfloat16_updates_is_float32():

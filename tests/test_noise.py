@@ -139,7 +139,7 @@ def p_values(a, b):
     counts = np.bincount(cells, minlength=64).reshape(8, 8)
     correlations = [np.corrcoef(a, b)[0, 1], np.corrcoef(a * a, b * b)[0, 1]]
     linear, squares = 2 * scipy.stats.norm.sf(np.abs(correlations) * np.sqrt(a.size))
-    octiles = scipy.stats.chi2_contingency(counts).pvalue
+    octiles = scipy.stats.chi2_contingency(counts)[1]
     return {"linear": linear, "squares": squares, "octiles": octiles}
 
 
@@ -178,23 +178,22 @@ def test_fast_is_independent_of(kind, distance, key):
 @pytest.mark.parametrize(
     ("found_by", "relate"),
     [
-        (["linear"], lambda a, b: b + 0.01 * a),
-        (["squares"], lambda a, b: b * (1 + 0.01 * a**2)),
-        (["octiles"], lambda a, b: np.abs(b) * SIGNS[np.searchsorted(OCTILES, a)]),
         ([], lambda a, b: b),
+        (["linear", "octiles"], lambda a, b: b + 0.01 * a),
+        (["squares", "octiles"], lambda a, b: b * (1 + 0.01 * a**2)),
+        (["octiles"], lambda a, b: np.abs(b) * SIGNS[np.searchsorted(OCTILES, a)]),
     ],
 )
-def test_the_tests_of_independence_find(found_by, relate):
+def test_dependence_is_found(found_by, relate):
     a, b = np.random.default_rng(0).normal(size=(2, SOME))
-    found = [name for name, p in p_values(a, relate(a, b)).items() if p < 1e-6]
-    assert set(found) - {"octiles"} == set(found_by) - {"octiles"}
-    assert set(found_by) <= set(found)
+    assert [name for name, p in p_values(a, relate(a, b)).items() if p < 1e-6] == found_by
 
 
 def test_every_key_step_and_leaf_has_noise_of_its_own():
     """Error probability 1e-12: four elements hold more than 70 bits."""
+    keys = jax.random.wrap_key_data(jnp.indices((8, 8), jnp.uint32).reshape(2, 64).T)
     over_steps = jax.vmap(lambda k, c: draw(k, c, shape=(4,), leaves=8), in_axes=(None, 0))
-    noise = jax.vmap(over_steps, in_axes=(0, None))(jnp.arange(64), jnp.arange(64))
+    noise = jax.vmap(over_steps, in_axes=(0, None))(keys, jnp.arange(64))
     assert np.unique(np.reshape(noise, (-1, 4)), axis=0).shape == (64 * 64 * 8, 4)
 
 
@@ -387,7 +386,7 @@ def test_a_bad_scale_is_refused(scale):
 
 
 def test_an_unknown_sampler_is_refused():
-    with pytest.raises(ValueError, match="sampler must be one of 'fast', 'threefry'.*got 'slow'"):
+    with pytest.raises(ValueError, match=r"sampler must be one of 'fast', 'threefry'.*got 'slow'"):
         inject_noise(0.1, sampler="slow")
 
 

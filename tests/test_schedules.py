@@ -172,9 +172,7 @@ def test_lengths_may_be_traced_and_do_not_compile_anew():
         np.testing.assert_allclose(
             rate, [cosine(t, 4.0, total, warmup, 1.0) for t in range(1, 21)], rtol=1e-5
         )
-        np.testing.assert_allclose(
-            annealed, np.maximum(1 - np.arange(1, 21) / total, 0), atol=1e-6
-        )
+        np.testing.assert_allclose(annealed, np.maximum(1 - np.arange(1, 21) / total, 0), atol=1e-6)
     assert traces == 1
     swept, _ = jax.vmap(values)(*map(jnp.array, zip(*lengths, strict=True)))
     for row, (total, warmup) in zip(swept, lengths, strict=True):
@@ -182,7 +180,7 @@ def test_lengths_may_be_traced_and_do_not_compile_anew():
 
 
 def test_hyperparameters_of_schedules_may_be_schedules_and_arrays():
-    peak = warmup_cosine(lambda count: 2.0 + count, np.float32(4), jnp.array(2.0))
+    peak = warmup_cosine(lambda count: 2.0 + count, np.array(4.0), jnp.array(2.0))
     assert_close(peak(np.arange(5)), np.array([1.0, 3.0, 2.0, 0.0, 0.0]))
     total = linear_anneal(jnp.array(1.0), lambda count: 4.0)
     assert_close(total(np.arange(5)), np.array([0.75, 0.5, 0.25, 0.0, 0.0]))
@@ -207,8 +205,8 @@ def test_gradients_at_the_ends_are_finite():
         (lambda: warmup_cosine(1.0, -5, 0), r"total_steps must be in \(0, inf\).* got -5"),
         (lambda: warmup_cosine(1.0, math.inf, 0), r"total_steps must be in \(0, inf\).* got inf"),
         (lambda: warmup_cosine(1.0, 10, -1), r"warmup_steps must be in \[0, inf\).* got -1"),
-        (lambda: warmup_cosine(1.0, 10, 10), r"total_steps .* greater than warmup_steps, 10, got 10"),
-        (lambda: warmup_cosine(1.0, 9, 10), r"total_steps .* greater than warmup_steps, 10, got 9"),
+        (lambda: warmup_cosine(1.0, 10, 10), r"total_steps .*than warmup_steps, 10, got 10"),
+        (lambda: warmup_cosine(1.0, 9, 10), r"total_steps .*than warmup_steps, 10, got 9"),
         (lambda: warmup_cosine(1.0, 10, 2, -0.1), r"end must be in \[0, inf\).* got -0.1"),
         (lambda: linear_anneal(math.nan, 10), r"initial must be in \(-inf, inf\).* got nan"),
         (lambda: linear_anneal(1.0, 0), r"total_steps must be in \(0, inf\).* got 0"),

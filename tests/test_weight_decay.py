@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from amac_jax import adamw, compose, decay_weights, kernel_mask
-from tests.helpers import assert_close, assert_same_bits, float64, normals, train
+from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train
 
 LIKE = {
     "dense": {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)},
@@ -55,8 +55,7 @@ def test_every_form_of_mask(seed, mask, decays):
 
 def test_what_does_not_decay_passes_bit_for_bit():
     params, updates = normals(0, LIKE, 2)
-    tx = decay_weights(0.1)
-    decayed, _ = tx.update(updates, tx.init(params), params)
+    decayed, _ = apply(decay_weights(0.1), updates, params)
     updates["dense"]["kernel"] = decayed["dense"]["kernel"]
     assert_same_bits(decayed, updates)
 
@@ -73,9 +72,8 @@ def test_an_equinox_module_is_a_tree_though_it_can_be_called(as_tree):
     params = Equinox(eqx.nn.Linear(3, 2, key=jax.random.key(0)))
     mask = kernel_mask(params) if as_tree else None
     assert callable(params)
-    tx = decay_weights(0.5, mask=mask)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)  # pyright: ignore[reportArgumentType]
+    updates, _ = apply(decay_weights(0.5, mask=mask), zeros, params)
     assert_close(updates.linear.weight, -0.5 * float64(params.linear.weight))
     assert_same_bits(updates.linear.bias, zeros.linear.bias)
 
@@ -89,10 +87,9 @@ def test_the_rate_is_scheduled_by_the_count_of_updates():
 
 
 def test_rates_too_small_for_bfloat16_are_not_rounded_to_its_steps():
-    params = jnp.full(2, 3.0, jnp.bfloat16)
-    tx = decay_weights(0.1003, mask=True)
-    updates, _ = tx.update(jnp.full_like(params, 0.3), tx.init(params), params)
-    assert_same_bits(updates, jnp.asarray(float64(jnp.full_like(params, 0.3)) - 0.3009, jnp.bfloat16))
+    params, updates = jnp.full(2, 3.0, jnp.bfloat16), jnp.full(2, 0.3, jnp.bfloat16)
+    decayed, _ = apply(decay_weights(0.1003, mask=True), updates, params)
+    assert_same_bits(decayed, jnp.asarray(float64(updates) - 0.3009, jnp.bfloat16))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -117,9 +114,7 @@ def test_adamw_decays_kernels_only():
 def test_decay_is_not_carried_along_by_momentum(momentum):
     params = jnp.ones((2, 2))
     rates = jnp.array([0.1, 0.2, 0.0, 0.0])
-    tx = compose(
-        optax.identity(), lambda count: rates[count], weight_decay=0.5, momentum=momentum
-    )
+    tx = compose(optax.identity(), lambda count: rates[count], weight_decay=0.5, momentum=momentum)
     weights = [after for after, _ in train(tx, params, [jnp.zeros((2, 2))] * 4)]
     # eta lambda: 0.05, 0.1, 0, 0. Carried along, the weights would go on shrinking.
     assert_close(jnp.stack(weights)[:, 0, 0], np.array([0.95, 0.855, 0.855, 0.855]))

@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 from amac_jax.optimizers.classic import adam_core
-from amac_jax.optimizers.compose import compose, takes_techniques
+from amac_jax.optimizers.compose import check_named, compose, takes_techniques
 from amac_jax.schedules import Hyperparameter, linear_anneal, product, warmup_cosine
 
 
@@ -81,6 +81,7 @@ def amac(
       Johnson, AMaC: Adaptive Momentum and Cosine Annealing, 2024,
       https://github.com/godsonj64/AMaC-Optimizer.
     """
+    check_named(learning_rate=learning_rate, noise=noise, weight_decay=weight_decay)
     warmup = product(total_steps, 0.1) if warmup_steps is None else warmup_steps
     start = product(total_steps, 0.75) if average_start is None else average_start
     return compose(

@@ -98,6 +98,7 @@ def amac_reference(
     check("wd", wd, "[0, inf)")
     check("alpha", alpha, "[0, 1]")
     check("k", k, "[1, inf)", whole=True)
+    check("clip_value", clip_value, "(0, inf]")
     check("warmup_steps", warmup_steps, "[1, inf)")
     check("noise_factor", noise_factor, "[0, inf)")
     half_period = 2 * warmup_steps

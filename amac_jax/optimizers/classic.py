@@ -80,7 +80,7 @@ def adam(
       >>> import jax.numpy as jnp
       >>> tx = adam(0.1, sync_period=5)
       >>> params = jnp.zeros(2)
-      >>> tx.update(jnp.array([1.0, -2.0]), tx.init(params), params)[0]
+      >>> tx.update(jnp.array([1.0, -2.0]), tx.init(params), params)[0].round(3)
       Array([-0.1,  0.1], dtype=float32)
 
     Reference:
@@ -125,9 +125,10 @@ def adamw(
       >>> tx = adamw(0.1, weight_decay=0.5)
       >>> params = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
       >>> gradients = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
-      >>> tx.update(gradients, tx.init(params), params)[0]
-      {'bias': Array([-0.1], dtype=float32), 'kernel': Array([[-0.15],
-           [-0.15]], dtype=float32)}
+      >>> updates, state = tx.update(gradients, tx.init(params), params)
+      >>> updates["kernel"].round(3), updates["bias"].round(3)
+      (Array([[-0.15],
+             [-0.15]], dtype=float32), Array([-0.1], dtype=float32))
 
     Reference:
       Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019,

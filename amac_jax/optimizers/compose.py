@@ -90,10 +90,26 @@ def compose(
       >>> state = tx.init(params)
       >>> gradients = jax.tree.map(jnp.ones_like, params)
       >>> updates, state = tx.update(gradients, state, params)
-      >>> updates["bias"]
+      >>> updates["bias"].round(3)
       Array([-0.1, -0.1], dtype=float32)
     """
-    check("learning_rate", learning_rate, "[0, inf)")
+    check_named(
+        learning_rate=learning_rate,
+        clip_norm=clip_norm,
+        centralize=centralize,
+        noise=noise,
+        clip_value=clip_value,
+        momentum=momentum,
+        dampening=dampening if momentum is not None else None,
+        weight_decay=weight_decay,
+        sync_period=sync_period,
+        slow_step_size=slow_step_size,
+        average_start=average_start,
+        average_period=average_period if average_start is not None else None,
+        average_decay=average_decay,
+    )
+    if learning_rate is None:
+        raise ValueError("learning_rate must be in [0, inf), a schedule or an array, got None")
     stages: dict[str, optax.GradientTransformation] = {}
     if clip_norm is not None:
         stages["clip_by_global_norm"] = clip_by_global_norm(clip_norm)
@@ -110,7 +126,6 @@ def compose(
     if momentum is not None:
         stages["heavy_ball"] = heavy_ball(momentum, dampening=dampening)
     if weight_decay is not None:
-        check("weight_decay", weight_decay, "[0, inf)")
         stages["decay_weights"] = decay_weights(
             product(learning_rate, weight_decay), mask=decay_mask
         )
@@ -134,6 +149,30 @@ def compose(
     if skip_nonfinite:
         tx = optax.apply_if_finite(tx, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
     return optax.with_extra_args_support(tx)
+
+
+_RANGES = {  # of every numeric keyword, under the name that users pass it by
+    "learning_rate": "[0, inf)",
+    "clip_norm": "(0, inf]",
+    "centralize": "[0, 1]",
+    "noise": "[0, inf)",
+    "clip_value": "(0, inf]",
+    "momentum": "[0, 1)",
+    "dampening": "[0, 1]",
+    "weight_decay": "[0, inf)",
+    "sync_period": "[1, inf)",
+    "slow_step_size": "[0, 1]",
+    "average_start": "[0, inf]",
+    "average_period": "[1, inf)",
+    "average_decay": "[0, 1]",
+}
+
+
+def check_named(**values: Any) -> None:
+    """Refuses numbers outside the ranges of `compose`'s keywords; None is a technique left out."""
+    for name, value in values.items():
+        if value is not None:
+            check(name, value, _RANGES[name], whole=name in ("sync_period", "average_period"))
 
 
 Factory = TypeVar("Factory", bound=Callable[..., optax.GradientTransformationExtraArgs])

@@ -117,9 +117,8 @@ def _sampler(sampler: str | Sampler) -> Sampler:
     if callable(sampler):
         return sampler
     if sampler not in samplers:
-        raise ValueError(
-            f"sampler must be one of {', '.join(map(repr, samplers))} or a function, got {sampler!r}"
-        )
+        names = ", ".join(map(repr, samplers))
+        raise ValueError(f"sampler must be one of {names} or a function, got {sampler!r}")
     return samplers[sampler]
 
 

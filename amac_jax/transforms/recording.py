@@ -106,7 +106,10 @@ def recorded_chain(
 
 
 def _fields(state: Any, name: str) -> list[Any]:
-    return [value for _, value in optax.tree.get_all_with_path(state, name)]
+    def is_field(path: Any, value: Any) -> bool:
+        return isinstance(path[-1], optax.tree_utils.NamedTupleKey)  # and no parameter's name
+
+    return [value for _, value in optax.tree.get_all_with_path(state, name, is_field)]
 
 
 def _share_changed(before: Any, after: Any) -> jax.Array:

@@ -1,0 +1,137 @@
+"""Bad arguments are refused by name, range and value, when the factory is called."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import amac_jax
+
+NAN = float("nan")
+
+REFUSED = [
+    (amac_jax.centralize, {"strength": -0.1}, "strength must be in [0, 1]"),
+    (amac_jax.centralize, {"strength": 1.5}, "strength must be in [0, 1]"),
+    (amac_jax.clip_by_value, {"limit": 0.0}, "limit must be in (0, inf]"),
+    (amac_jax.clip_by_value, {"limit": NAN}, "limit must be in (0, inf]"),
+    (amac_jax.clip_by_global_norm, {"limit": -1.0}, "limit must be in (0, inf]"),
+    (amac_jax.clip_by_unit_norm, {"ratio": 0.0}, "ratio must be in (0, inf]"),
+    (amac_jax.clip_by_unit_norm, {"eps": 0.0}, "eps must be in (0, inf)"),
+    (amac_jax.inject_noise, {"scale": -1e-9}, "scale must be in [0, inf)"),
+    (amac_jax.inject_noise, {"scale": float("inf")}, "scale must be in [0, inf)"),
+    (amac_jax.inject_noise, {"scale": 0.1, "sampler": "slow"}, "sampler must be one of"),
+    (amac_jax.heavy_ball, {"decay": 1.0}, "decay must be in [0, 1)"),
+    (amac_jax.heavy_ball, {"decay": 0.9, "dampening": 1.1}, "dampening must be in [0, 1]"),
+    (amac_jax.decay_weights, {"rate": -0.1}, "rate must be in [0, inf)"),
+    (amac_jax.lookahead, {"sync_period": 0}, "sync_period must be a whole number in [1, inf)"),
+    (amac_jax.lookahead, {"sync_period": 2.5}, "sync_period must be a whole number in [1, inf)"),
+    (amac_jax.lookahead, {"slow_step_size": 1.1}, "slow_step_size must be in [0, 1]"),
+    (amac_jax.average_weights, {"start": -1}, "start must be in [0, inf]"),
+    (amac_jax.average_weights, {"period": 0}, "period must be a whole number in [1, inf)"),
+    (amac_jax.average_weights, {"decay": 1.1}, "decay must be in [0, 1]"),
+    (amac_jax.warmup_cosine, {"peak": -1.0}, "peak must be in [0, inf)"),
+    (amac_jax.warmup_cosine, {"end": NAN}, "end must be in [0, inf)"),
+    (amac_jax.warmup_cosine, {"warmup_steps": 100}, "total_steps must be greater than"),
+    (amac_jax.warmup_cosine, {"warmup_steps": -1}, "warmup_steps must be in [0, inf)"),
+    (amac_jax.linear_anneal, {"total_steps": 0}, "total_steps must be in (0, inf)"),
+    (amac_jax.linear_anneal, {"initial": NAN}, "initial must be in (-inf, inf)"),
+    (amac_jax.noise_anneal, {"eta": -1.0}, "eta must be in [0, inf)"),
+    (amac_jax.noise_anneal, {"gamma": NAN}, "gamma must be in [0, inf)"),
+    (amac_jax.sgd, {"learning_rate": -1.0}, "learning_rate must be in [0, inf)"),
+    (amac_jax.sgd, {"learning_rate": NAN}, "learning_rate must be in [0, inf)"),
+    (amac_jax.sgd, {"learning_rate": "fast"}, "learning_rate must be in [0, inf)"),
+    (amac_jax.sgd, {"learning_rate": None}, "learning_rate must be in [0, inf)"),
+    (amac_jax.adam, {"b1": 1.0}, "b1 must be in [0, 1)"),
+    (amac_jax.adam, {"b2": -0.1}, "b2 must be in [0, 1)"),
+    (amac_jax.adam, {"eps": -1e-8}, "eps must be in [0, inf)"),
+    (amac_jax.adam, {"sync_period": 0}, "sync_period must be a whole number in [1, inf)"),
+    (amac_jax.adamw, {"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),
+    (amac_jax.amac, {"learning_rate": -1.0}, "learning_rate must be in [0, inf)"),
+    (amac_jax.amac, {"total_steps": 0}, "total_steps must be in (0, inf)"),
+    (amac_jax.amac, {"warmup_steps": 100}, "total_steps must be greater than warmup_steps"),
+    (amac_jax.amac, {"b1": 1.0}, "b1 must be in [0, 1)"),
+    (amac_jax.amac, {"momentum": 1.0}, "momentum must be in [0, 1)"),
+    (amac_jax.amac, {"noise": -1.0}, "noise must be in [0, inf)"),
+    (amac_jax.amac, {"weight_decay": -1.0}, "weight_decay must be in [0, inf)"),
+    (amac_jax.amac, {"average_period": 0}, "average_period must be a whole number in [1, inf)"),
+    (amac_jax.amac, {"average_start": -1}, "average_start must be in [0, inf]"),
+    (amac_jax.amac, {"centralize": 2.0}, "centralize must be in [0, 1]"),
+    (amac_jax.amac, {"clip_value": 0.0}, "clip_value must be in (0, inf]"),
+    (amac_jax.amac, {"clip_norm": -1.0}, "clip_norm must be in (0, inf]"),
+    (amac_jax.amac_reference, {"lr": -1.0}, "lr must be in [0, inf)"),
+    (amac_jax.amac_reference, {"beta2": 1.0}, "beta2 must be in [0, 1)"),
+    (amac_jax.amac_reference, {"mu": 1.0}, "mu must be in [0, 1)"),
+    (amac_jax.amac_reference, {"alpha": 1.5}, "alpha must be in [0, 1]"),
+    (amac_jax.amac_reference, {"k": 0}, "k must be a whole number in [1, inf)"),
+    (amac_jax.amac_reference, {"clip_value": 0.0}, "clip_value must be in (0, inf]"),
+    (amac_jax.amac_reference, {"warmup_steps": 0}, "warmup_steps must be in [1, inf)"),
+    (amac_jax.amac_reference, {"total_steps": 1000}, "total_steps must be greater than"),
+]
+NEEDED = {
+    amac_jax.clip_by_value: {"limit": 1.0},
+    amac_jax.clip_by_global_norm: {"limit": 1.0},
+    amac_jax.inject_noise: {"scale": 0.1},
+    amac_jax.decay_weights: {"rate": 0.1},
+    amac_jax.heavy_ball: {"decay": 0.9},
+    amac_jax.warmup_cosine: {"peak": 1.0, "total_steps": 100, "warmup_steps": 10},
+    amac_jax.linear_anneal: {"initial": 1.0, "total_steps": 100},
+    amac_jax.sgd: {"learning_rate": 0.1},
+    amac_jax.adam: {"learning_rate": 0.1},
+    amac_jax.adamw: {"learning_rate": 0.1},
+    amac_jax.amac: {"learning_rate": 0.1, "total_steps": 100},
+}
+
+
+@pytest.mark.parametrize(
+    ("factory", "bad", "message"), REFUSED, ids=lambda x: getattr(x, "__name__", str(x))
+)
+def test_a_bad_argument_is_refused_by_name_range_and_value(factory, bad, message):
+    good = NEEDED.get(factory, {})
+    factory(**good)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        factory(**{**good, **bad})
+    assert repr(next(reversed(bad.values()))) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value", [jnp.array(-1.0), np.array(-1.0), lambda count: -1.0], ids=["jax", "numpy", "schedule"]
+)
+def test_arrays_and_schedules_pass_unread(value):
+    tx = amac_jax.decay_weights(value)
+    updates, _ = tx.update(jnp.zeros((2, 2)), tx.init(jnp.ones((2, 2))), jnp.ones((2, 2)))
+    assert jnp.all(updates == 1.0)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        amac_jax.clip_by_unit_norm(),
+        amac_jax.decay_weights(0.1),
+        amac_jax.lookahead(),
+        amac_jax.average_weights(),
+        amac_jax.amac(0.1, 100),
+        amac_jax.adam(0.1, record_metrics=True),
+        amac_jax.amac_reference(),
+    ],
+)
+def test_update_without_params_says_that_they_are_needed(tx):
+    gradients = jnp.ones((2, 2))
+    with pytest.raises(ValueError, match=r"needs params: tx.update\(updates, state, params\)"):
+        tx.update(gradients, tx.init(gradients))
+
+
+@pytest.mark.parametrize("factory", [amac_jax.adam, amac_jax.adamw, amac_jax.amac, amac_jax.sgd])
+def test_an_unknown_technique_is_a_type_error(factory):
+    with pytest.raises(TypeError, match="lookahed"):
+        factory(**NEEDED[factory], lookahed=True)
+
+
+def test_traced_hyperparameters_pass():
+    def first_update(rate, total_steps):
+        tx = amac_jax.amac(rate, total_steps)
+        return tx.update(jnp.ones((2, 2)), tx.init(jnp.ones((2, 2))), jnp.ones((2, 2)))[0]
+
+    assert jnp.all(jnp.isfinite(jax.jit(first_update)(0.1, 100)))

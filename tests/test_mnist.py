@@ -1,0 +1,142 @@
+"""The main job, `examples/mnist.py`, on scikit-learn's small digits."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import image_data
+import mnist
+import numpy as np
+import pytest
+
+FIELDS = ["epoch", "loss", "train_accuracy", "test_accuracy", "averaged_test_accuracy", "seconds"]
+
+
+def run(out: Path, *arguments: str) -> dict:
+    mnist.main(["--dataset", "digits", "--out", str(out), *arguments])
+    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_the_default_run_learns_and_reports(tmp_path, capfd):
+    report = run(tmp_path / "new" / "folder", "--seed", "3")
+    epochs = report["epochs"]
+    assert [list(epoch) for epoch in epochs] == [FIELDS] * 10
+    assert [epoch["epoch"] for epoch in epochs] == list(range(1, 11))
+    assert epochs[-1]["loss"] < 0.5 < epochs[0]["loss"]
+    for name in FIELDS[2:5]:
+        assert 90 < epochs[-1][name] <= 100
+    assert report["dataset"] == {"name": "digits", "train": 1437, "test": 360}
+    assert report["configuration"]["optimizer"] == "amac"
+    assert report["configuration"]["seed"] == 3
+    assert report["configuration"]["steps"] == 10 * 23
+    assert {"jax", "flax", "optax", "amac_jax", "python"} <= set(report["versions"])
+    assert report["device"]
+    out, err = capfd.readouterr()
+    assert len([line for line in out.splitlines() if "averaged weights" in line]) == 10
+    assert "mlp, amac" in err  # the progress bar
+
+
+def test_a_seed_gives_one_run_and_another_another(tmp_path):
+    one, same, other = (
+        run(tmp_path / name, "--epochs", "1", "--seed", seed)["epochs"][0]["loss"]
+        for name, seed in (("one", "0"), ("same", "0"), ("other", "1"))
+    )
+    assert one == same != other
+
+
+@pytest.mark.parametrize("optimizer", ["amac_reference", "adam", "adamw", "sgd"])
+def test_every_optimizer_runs(tmp_path, optimizer):
+    epochs = run(tmp_path, "--optimizer", optimizer, "--epochs", "2")["epochs"]
+    assert epochs[1]["loss"] < epochs[0]["loss"]
+    averaged = epochs[-1]["averaged_test_accuracy"]
+    assert (averaged is not None) == (optimizer == "amac_reference")
+
+
+def test_the_convolutions_learn_and_batch_norm_follows_the_average(tmp_path):
+    epochs = run(tmp_path, "--model", "cnn", "--epochs", "5", "--batch-size", "32")["epochs"]
+    assert epochs[-1]["test_accuracy"] > 90
+    assert epochs[-1]["averaged_test_accuracy"] > 90
+
+
+def test_the_last_batch_is_not_filled_up_with_images():
+    images = np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8)
+    # 5 images in batches of 4: two steps, and all 5 labels wrong or right, never more.
+    model = mnist.MLP()
+    params = model.init(mnist.jax.random.key(0), mnist.as_input(images[:1]))["params"]
+    state = mnist.TrainState.create(
+        apply_fn=model.apply,
+        params=params,
+        batch_stats={},
+        tx=mnist.amac_jax.sgd(0.0, record_metrics=True),
+    )
+    guesses = np.argmax(model.apply({"params": params}, mnist.as_input(images)), -1)
+    _, _, accuracy, metrics = mnist.train_epoch(
+        state, images, guesses, mnist.jax.random.key(1), batch_size=4
+    )
+    assert float(accuracy) == 100.0
+    assert metrics["grad_norm"].shape == (2,)
+
+
+def test_held_out_images_are_tested_on_and_not_trained_on(tmp_path):
+    report = run(tmp_path, "--epochs", "1", "--held-out", "437")
+    assert report["dataset"] == {"name": "digits", "train": 1000, "test": 437}
+
+
+@pytest.fixture
+def mnist_like(tmp_path):
+    """Files with MNIST's names that are not MNIST."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in image_data.SHA256:
+        with gzip.open(folder / f"{name}.gz", "wb") as file:
+            file.write(b"\0\0\x08\1\0\0\0\2ab")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-dir", "{folder}/absent"], "{folder}/absent"),
+        (["--data-dir", "{folder}"], "train-images-idx3-ubyte.gz"),
+        (["--dataset", "digits", "--learning-rate", "-1"], "[0, inf), got -1"),
+        (["--dataset", "digits", "--held-out", "5000"], "cannot hold out 5000"),
+    ],
+    ids=["no folder", "wrong content", "negative rate", "too many held out"],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, mnist_like, arguments, message):
+    out = tmp_path / "out"
+    filled = [argument.format(folder=mnist_like) for argument in arguments]
+    with pytest.raises(SystemExit) as exit_info:
+        mnist.main([*filled, "--out", str(out)])
+    text = str(exit_info.value.code)
+    assert text.startswith("mnist.py: error: ")
+    assert message.format(folder=mnist_like) in text
+    assert "\n" not in text
+    assert not (out / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("argument", ["--epochs=0", "--batch-size=-1", "--model=rnn", "--epochs=x"])
+def test_bad_options_are_refused_by_name(argument, capsys):
+    with pytest.raises(SystemExit):
+        mnist.main([argument])
+    assert argument.split("=")[0] in capsys.readouterr().err
+
+
+def test_without_a_network_it_says_so_and_trains_on_the_digits(tmp_path):
+    nowhere = "http://127.0.0.1:9"  # nothing listens on the discard port
+    environment = {name: value for name, value in os.environ.items() if name != "AMAC_JAX_DATA"}
+    done = subprocess.run(
+        [sys.executable, mnist.__file__, "--epochs=1", "--out", tmp_path / "out"],
+        env={**environment, "https_proxy": nowhere, "HTTPS_PROXY": nowhere, "no_proxy": "",
+             "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )  # fmt: skip
+    assert len([line for line in done.stderr.splitlines() if "digits instead" in line]) == 1
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["dataset"]["name"] == "digits"
