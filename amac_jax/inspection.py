@@ -108,7 +108,7 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     skips = _states(opt_state, optax.ApplyIfFiniteState)
     if not skips:
         return dict(recorded)
-    skipped = sum(skip.total_notfinite for skip in skips)
+    skipped = jnp.asarray(sum(skip.total_notfinite for skip in skips))
     return {**recorded, "skipped_steps": skipped.astype(jnp.float32)}
 
 

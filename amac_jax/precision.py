@@ -30,7 +30,7 @@ def widen(tree: Any) -> Any:
 
 
 def wide_copy(tree: Any) -> Any:
-    """`widen`, in buffers of its own: an optimizer state must be donatable beside its parameters."""
+    """`widen`, in buffers of its own, so that state and parameters can be donated together."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=_wide(leaf), copy=True), tree)
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 Schedule: TypeAlias = Callable[[Any], Any]
 """A function of `count`, the number of updates made before this one (0 at first)."""
@@ -38,6 +39,11 @@ def value_at(hyperparameter: Hyperparameter, count: Any) -> jax.Array:
 def whole_value_at(hyperparameter: Hyperparameter, count: Any) -> jax.Array:
     """`value_at` as an int32: `optax.inject_hyperparams` hands integers over as floats."""
     return value_at(hyperparameter, count).astype(jnp.int32)
+
+
+def next_count(count: jax.Array) -> jax.Array:
+    """count + 1, stopping at the largest int32 instead of overflowing."""
+    return jnp.asarray(optax.safe_increment(count))
 
 
 def as_schedule(hyperparameter: Hyperparameter) -> Schedule:

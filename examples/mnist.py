@@ -322,7 +322,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="test on the last N training images, which are not trained on: for choosing hyperparameters",
+        help="test on the last N training images, untrained on: for choosing hyperparameters",
     )
     parser.add_argument(
         "--out",

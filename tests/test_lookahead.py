@@ -75,6 +75,7 @@ def test_takes_the_steps_of_optax_lookahead_on_a_quadratic(inner):
         assert_close(slow_params(state), pair.slow)
 
 
+@jax.jit
 def distance_in_ulps(params: Any, state: Any, update: Any) -> jax.Array:
     """Of the parameters from the slow weights, in units of the larger of these and the update."""
 
@@ -89,7 +90,7 @@ def distance_in_ulps(params: Any, state: Any, update: Any) -> jax.Array:
 
 
 CHAINS = {
-    "chain": optax.chain(optax.adam(0.1), lookahead(3)),
+    "chain": optax.chain(optax.sgd(0.1), lookahead(3)),
     "amac": amac(0.1, total_steps=100, warmup_steps=1, sync_period=3),
 }
 

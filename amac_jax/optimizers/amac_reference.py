@@ -8,7 +8,7 @@ import optax
 
 from amac_jax.optimizers.compose import compose
 from amac_jax.precision import wide_copy, widen
-from amac_jax.schedules import Schedule, check, check_lengths, step_number
+from amac_jax.schedules import Schedule, check, check_lengths, next_count, step_number
 from amac_jax.transforms.averaging import AverageWeightsState
 from amac_jax.transforms.noise import Sampler
 
@@ -146,7 +146,7 @@ def _average_in_the_loop(start: int, period: int) -> optax.GradientTransformatio
     def update(updates, state, params=None, **extra_args):
         if params is None:
             raise ValueError("amac_reference needs params: tx.update(updates, state, params)")
-        step = optax.safe_increment(state.count)
+        step = next_count(state.count)
         due = (step >= start) & (step % period == 0)
         leaves, structure = jax.tree.flatten(params)
         new_leaves = structure.flatten_up_to(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.precision import widen
-from amac_jax.schedules import Hyperparameter, check, value_at, whole_value_at
+from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
 
 
 class AverageWeightsState(NamedTuple):
@@ -89,9 +89,9 @@ def average_weights(
     def update(updates, state, params=None, **extra_args):
         if params is None:
             raise ValueError("average_weights needs params: tx.update(updates, state, params)")
-        step = optax.safe_increment(state.count)
+        step = next_count(state.count)
         due = is_due(step, value_at(start, state.count), whole_value_at(period, state.count))
-        averaged = jnp.where(due, optax.safe_increment(state.averaged), state.averaged)
+        averaged = jnp.where(due, next_count(state.averaged), state.averaged)
         weight = 1.0 / jnp.maximum(averaged, 1).astype(jnp.result_type(float))
         if decay is not None:
             weight = jnp.maximum(weight, 1.0 - value_at(decay, state.count))

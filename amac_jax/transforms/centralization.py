@@ -10,7 +10,7 @@ import optax
 from amac_jax.layout import FanInRule
 from amac_jax.layout import fan_in_axes as fan_in_axes_of
 from amac_jax.precision import widen
-from amac_jax.schedules import Hyperparameter, check, value_at
+from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
 
 class CentralizeState(NamedTuple):
@@ -75,7 +75,7 @@ def centralize(
             return centered(gradient, s, axes)
 
         updates = jax.tree_util.tree_map_with_path(centralize_leaf, updates)
-        return updates, CentralizeState(count=optax.safe_increment(state.count))
+        return updates, CentralizeState(count=next_count(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -9,7 +9,7 @@ import optax
 from amac_jax.layout import FanInRule
 from amac_jax.layout import fan_in_axes as fan_in_axes_of
 from amac_jax.precision import global_norm, map_wide, widen
-from amac_jax.schedules import Hyperparameter, check, value_at
+from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
 
 class ClipState(NamedTuple):
@@ -23,7 +23,7 @@ def _init(params: optax.Params) -> ClipState:
 
 
 def _next(state: ClipState) -> ClipState:
-    return ClipState(count=optax.safe_increment(state.count))
+    return ClipState(count=next_count(state.count))
 
 
 def clip_by_value(limit: Hyperparameter) -> optax.GradientTransformationExtraArgs:

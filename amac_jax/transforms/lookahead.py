@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.precision import wide_copy, widen
-from amac_jax.schedules import Hyperparameter, check, value_at, whole_value_at
+from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
 
 
 class LookaheadState(NamedTuple):
@@ -41,8 +41,9 @@ def lookahead(
       State: `LookaheadState`. The slow weights are stored as theta + u comes out in at least
       float32, so that in float32 and float64 the step after a synchronisation starts from them
       bit for bit. In bfloat16 and float16 `optax.apply_updates` rounds twice, the update and
-      the sum, so the parameters start within one unit in the last place of the slow weights.
-      Each synchronisation measures the parameters anew: nothing accumulates.
+      the sum, so the parameters start within one unit in the last place of the slow weights, or
+      of the update where that is larger. Each synchronisation measures the parameters anew:
+      nothing accumulates.
 
     Raises:
       ValueError: for a period < 1 or not whole, a step size outside [0, 1], or NaN; for
@@ -78,7 +79,7 @@ def lookahead(
         if params is None:
             raise ValueError("lookahead needs params: tx.update(updates, state, params)")
         remainder = 1.0 - value_at(slow_step_size, state.count)
-        step = optax.safe_increment(state.count)
+        step = next_count(state.count)
 
         def synchronize(updates, slow):
             updates = jax.tree.map(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.precision import wide_zeros, widen
-from amac_jax.schedules import Hyperparameter, check, value_at
+from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
 
 class HeavyBallState(NamedTuple):
@@ -67,7 +67,7 @@ def heavy_ball(
             state.velocity,
             updates,
         )
-        state = HeavyBallState(count=optax.safe_increment(state.count), velocity=velocity)
+        state = HeavyBallState(count=next_count(state.count), velocity=velocity)
         return optax.tree.cast_like(velocity, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)

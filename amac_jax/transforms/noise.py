@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.precision import widen
-from amac_jax.schedules import Hyperparameter, check, value_at
+from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
 Sampler: TypeAlias = Callable[[Any, Any, Any], Any]
 """(key, count, like) -> a tree shaped as `like`, of mean 0 and variance 1."""
@@ -87,7 +87,7 @@ def inject_noise(
             return jnp.where(sigma == 0, update, noisy)
 
         updates = jax.tree.map(add, updates, noise)
-        return updates, InjectNoiseState(optax.safe_increment(state.count), state.key)
+        return updates, InjectNoiseState(next_count(state.count), state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

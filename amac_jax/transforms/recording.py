@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.precision import global_norm, widen
-from amac_jax.schedules import Hyperparameter, value_at
+from amac_jax.schedules import Hyperparameter, next_count, value_at
 
 
 class RecordState(NamedTuple):
@@ -100,7 +100,7 @@ def recorded_chain(
             if name == "clip_by_value":
                 clipped = {"clip_fraction": _share_changed(before, updates)}
         metrics = measure(gradients, updates, params, tuple(inner), state.count) | clipped
-        return updates, RecordState(optax.safe_increment(state.count), metrics, tuple(inner))
+        return updates, RecordState(next_count(state.count), metrics, tuple(inner))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

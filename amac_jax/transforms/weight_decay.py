@@ -9,7 +9,7 @@ import optax
 
 from amac_jax.layout import kernel_mask
 from amac_jax.precision import map_wide
-from amac_jax.schedules import Hyperparameter, check, value_at
+from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
 Mask = Any | Callable[[Any], Any]
 """A tree of bools, a prefix of one, or a function of the parameters that returns either."""
@@ -68,7 +68,7 @@ def decay_weights(
             raise ValueError("decay_weights needs params: tx.update(updates, state, params)")
         r = value_at(rate, state.count)
         updates = map_wide(lambda u, p: u - r.astype(u.dtype) * p.astype(u.dtype), updates, params)
-        return updates, DecayWeightsState(count=optax.safe_increment(state.count))
+        return updates, DecayWeightsState(count=next_count(state.count))
 
     decay = optax.GradientTransformationExtraArgs(init, update)
     return optax.masked(decay, kernel_mask if mask is None else mask)
