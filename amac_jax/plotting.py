@@ -26,7 +26,7 @@ def training_curves(
     Args:
       steps: arrays (number of steps,) by the names of `amac_jax.metrics`; a panel is drawn for
         each of learning_rate, grad_norm, first_moment_norm, second_moment_norm and
-        momentum_norm that is there.
+        momentum_norm that is there, and averaged_count shows where averaging begins.
       epochs: a mapping an epoch, with loss, train_accuracy, test_accuracy and
         averaged_test_accuracy (None where there is no average), accuracies in percent.
       title: of the whole figure.
@@ -72,6 +72,12 @@ def training_curves(
         effect.plot(numbers, errors, marker=".", label="last weights")
         effect.plot(numbers, averaged_errors, marker=".", label="averaged weights")
         effect.set(title="Effect of averaging: test error, %", xlabel="epoch", yscale="log")
+        for axis_formatter in (effect.yaxis.set_major_formatter, effect.yaxis.set_minor_formatter):
+            axis_formatter(lambda value, _: f"{value:g}")
+        counts = np.asarray(steps.get("averaged_count", []))
+        if counts.any():
+            begins = len(epochs) * (np.argmax(counts > 0) + 1) / len(counts)
+            effect.axvline(begins, color="grey", linestyle=":", label="averaging begins")
         effect.legend()
     for unused in axes:
         unused.set_axis_off()

@@ -38,7 +38,7 @@ def value_at(hyperparameter: Hyperparameter, count: Any) -> jax.Array:
 
 def whole_value_at(hyperparameter: Hyperparameter, count: Any) -> jax.Array:
     """`value_at` as an int32: `optax.inject_hyperparams` hands integers over as floats."""
-    return value_at(hyperparameter, count).astype(jnp.int32)
+    return jnp.round(value_at(hyperparameter, count)).astype(jnp.int32)
 
 
 def next_count(count: jax.Array) -> jax.Array:

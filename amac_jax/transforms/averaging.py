@@ -119,6 +119,6 @@ def average_weights(
 def is_due(step: jax.Array, start: jax.Array, period: jax.Array) -> jax.Array:
     """Whether step is start, rounded up, start + period, ...; a start of inf never comes."""
     started = step >= start
-    first = -(-jnp.where(started, start, 0) // 1)
+    first = -(-jnp.where(started, start, 0) // 1)  # `ceil` would make floats of integers
     since_start = step - first.astype(step.dtype)
     return started & (since_start % period == 0)
