@@ -109,6 +109,7 @@ def test_at_a_synchronisation_parameters_are_the_slow_weights(chain, jit, dtype)
             elif exact:
                 assert_same_bits(params, slow)
             else:
+                assert slow["kernel"].dtype == jnp.float32
                 update = jax.tree.map(jnp.subtract, params, before)
                 assert distance_in_ulps(params, state, update) <= 1
             before = params

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amac_jax import linear_anneal, noise_anneal, warmup_cosine
-from amac_jax.schedules import check, check_lengths, product, value_at, whole_value_at
+from amac_jax.schedules import check, check_lengths, next_count, product, value_at, whole_value_at
 from tests.helpers import assert_close
 
 modest = settings(deadline=None, max_examples=40, derandomize=True)
@@ -248,3 +248,7 @@ def test_value_at_is_at_least_32_bits():
     assert float(value_at(product(0.5, lambda count: count + 1.0), 3)) == 2.0
     whole = whole_value_at(5.0, 0)
     assert (whole.dtype, int(whole)) == (jnp.int32, 5)
+
+
+def test_counts_stop_at_the_largest_int32():
+    assert int(next_count(jnp.int32(MANY))) == int(next_count(jnp.int32(MANY + 1))) == 2**31 - 1

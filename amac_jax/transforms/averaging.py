@@ -23,7 +23,8 @@ def average_weights(
     period: Hyperparameter = 1,
     *,
     decay: Hyperparameter | None = None,
-    dtype: Any = jnp.float32,
+    # A dtype, not jnp.float32, which `optax.inject_hyperparams` would take for a schedule.
+    dtype: Any = jnp.dtype("float32"),  # noqa: B008
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the average of the weights that training passes through; updates pass unchanged.
 
