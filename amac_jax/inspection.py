@@ -122,13 +122,9 @@ def _only(opt_state: Any, kind: type[State], what: str, how: str) -> State:
     return found[0]
 
 
-def _states(opt_state: Any, kind: type[State]) -> list[State]:
-    """Every state of a kind, also inside another of its kind's wrappers."""
-    tree = getattr(opt_state, "opt_state", opt_state)  # a TrainState, an nnx.Optimizer
+def _states(tree: Any, kind: type[State]) -> list[State]:
     leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
-    found = [_pure(leaf) for leaf in leaves if isinstance(leaf, kind)]
-    inner = [state for leaf in found for state in _states(getattr(leaf, "inner_state", ()), kind)]
-    return found + inner
+    return [_pure(leaf) for leaf in leaves if isinstance(leaf, kind)]
 
 
 def _is_masked(node: Any) -> bool:

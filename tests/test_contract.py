@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 from absl.testing import parameterized
-from table import CASES, OFF, TECHNIQUES, Case
 
 import amac_jax
+from tests.table import CASES, OFF, TECHNIQUES, Case
 
 STEPS = 6
 every_case = pytest.mark.parametrize("name", CASES)

@@ -100,7 +100,7 @@ def equinox(tx):
 
 
 def haiku(tx):
-    x, y = data()
+    x, _ = data()
     network = hk.without_apply_rng(
         hk.transform(lambda x: hk.nets.MLP([16, 1], activation=jnp.tanh)(x))
     )

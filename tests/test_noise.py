@@ -21,11 +21,11 @@ import pytest
 import scipy.special
 import scipy.stats
 from flax import serialization
-from helpers import assert_same_bits
 
 import amac_jax
 from amac_jax import inject_noise, noise_anneal
 from amac_jax.transforms import noise as noise_module
+from tests.helpers import assert_same_bits
 
 Z = 4.9  # a normal variable is farther from its mean, in standard deviations, 1 time in 10^6
 MANY, MORE, SOME = 2**23, 2**22, 2**20

@@ -194,8 +194,7 @@ def _positions(shape: tuple[int, ...]) -> jax.Array:
 def _hash(index: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
     """For one pair of keys a bijection of the index.
 
-    A sum alone would make all leaves windows on one sequence; with the exclusive or after it, to
-    shift one leaf against another lines up no more elements than chance does.
+    A sum alone would make all leaves windows on one sequence; the exclusive or scatters them.
     """
     return _mix((index * jnp.uint32(0x9E3779B1) + first) ^ second)
 
