@@ -23,7 +23,7 @@ def amac(
     centralize: Hyperparameter | None = True,
     noise: Hyperparameter | None = 0.01,
     clip_value: Hyperparameter | None = 1.0,
-    weight_decay: Hyperparameter | None = 0.2,
+    weight_decay: Hyperparameter | None = 0.1,
     sync_period: Hyperparameter | None = 5,
     slow_step_size: Hyperparameter = 0.5,
     average_start: Hyperparameter | None = None,
