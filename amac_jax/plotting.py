@@ -57,7 +57,8 @@ def training_curves(
         _draw_steps(next(axes), STEP_PANELS["learning_rate"], series.pop("learning_rate"))
     loss = next(axes)
     loss.plot(numbers, [epoch["loss"] for epoch in epochs], marker=".")
-    loss.set(title="Loss", xlabel="epoch", yscale="log")
+    loss.set(title="Loss", xlabel="epoch")
+    _plain_logarithm(loss)
     accuracy = next(axes)
     for name, label in (("train_accuracy", "train"), ("test_accuracy", "test")):
         accuracy.plot(numbers, [epoch[name] for epoch in epochs], marker=".", label=label)
@@ -71,9 +72,8 @@ def training_curves(
         averaged_errors = [np.nan if value is None else 100 - value for value in averaged]
         effect.plot(numbers, errors, marker=".", label="last weights")
         effect.plot(numbers, averaged_errors, marker=".", label="averaged weights")
-        effect.set(title="Effect of averaging: test error, %", xlabel="epoch", yscale="log")
-        for axis_formatter in (effect.yaxis.set_major_formatter, effect.yaxis.set_minor_formatter):
-            axis_formatter(lambda value, _: f"{value:g}")
+        effect.set(title="Effect of averaging: test error, %", xlabel="epoch")
+        _plain_logarithm(effect)
         counts = np.asarray(steps.get("averaged_count", []))
         if counts.any():
             begins = len(epochs) * (np.argmax(counts > 0) + 1) / len(counts)
@@ -83,6 +83,13 @@ def training_curves(
         unused.set_axis_off()
     figure.suptitle(title)
     return figure
+
+
+def _plain_logarithm(axes: "Axes") -> None:
+    """A logarithmic axis labelled 0.5 rather than 5 x 10^-1: its values span a decade or two."""
+    axes.set_yscale("log")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
 
 
 def _draw_steps(axes: "Axes", title: str, values: np.ndarray, *, logarithmic: bool = False) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+import amac_jax
 from amac_jax import adamw, compose, decay_weights, kernel_mask
 from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train
 
@@ -118,3 +119,13 @@ def test_decay_is_not_carried_along_by_momentum(momentum):
     weights = [after for after, _ in train(tx, params, [jnp.zeros((2, 2))] * 4)]
     # eta lambda: 0.05, 0.1, 0, 0. Carried along, the weights would go on shrinking.
     assert_close(jnp.stack(weights)[:, 0, 0], np.array([0.95, 0.855, 0.855, 0.855]))
+
+
+def test_compose_decays_what_its_rule_calls_a_kernel():
+    params = {"blocks": jnp.ones((2, 3)), "head": jnp.ones((3, 4))}  # a stack of vectors, a matrix
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    for rule, decays in ((None, True), (amac_jax.stacked("blocks"), False)):
+        tx = amac_jax.sgd(0.5, weight_decay=0.1, fan_in_axes=rule)
+        updates, _ = tx.update(gradients, tx.init(params), params)
+        assert bool(jnp.all(updates["blocks"] != 0)) == decays
+        np.testing.assert_allclose(updates["head"], -0.05)

@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import optax
 
-from amac_jax.layout import FanInRule
+from amac_jax.layout import FanInRule, kernel_mask
 from amac_jax.precision import at_least_float32
 from amac_jax.schedules import Hyperparameter, as_schedule, check, product
 from amac_jax.transforms.averaging import average_weights
@@ -57,7 +58,8 @@ def compose(
       learning_rate: eta, >= 0.
       clip_norm: limit on the gradients' global norm, > 0. Off: inf. See `clip_by_global_norm`.
       centralize: strength in [0, 1]; True is 1. Off: 0. See `centralize`.
-      fan_in_axes: the rule for `centralize`; None is `amac_jax.fan_in_axes`.
+      fan_in_axes: the rule that says what a kernel is and which of its axes are fan-in, for
+        `centralize` and for what decays; None is `amac_jax.fan_in_axes`.
       noise: standard deviation, in units of the learning rate. Off: 0. See `inject_noise`.
       key, sampler, relative_noise: `key`, `sampler` and `relative` of `inject_noise`.
       clip_value: limit on each element of the core's output, > 0. Off: inf. See `clip_by_value`.
@@ -65,7 +67,7 @@ def compose(
       dampening: in [0, 1]. See `heavy_ball`.
       weight_decay: lambda; a step removes eta_t lambda_t of a weight. Off: 0. See
         `decay_weights`.
-      decay_mask: what decays; None is kernels, True every leaf.
+      decay_mask: what decays; None is the kernels by `fan_in_axes`, True every leaf.
       sync_period: in steps, >= 1. See `lookahead`.
       slow_step_size: in [0, 1]. Off: 1.
       average_start: the first step averaged. Off: inf. See `average_weights`.
@@ -126,6 +128,8 @@ def compose(
     if momentum is not None:
         stages["heavy_ball"] = heavy_ball(momentum, dampening=dampening)
     if weight_decay is not None:
+        if decay_mask is None and fan_in_axes is not None:
+            decay_mask = partial(kernel_mask, rule=fan_in_axes)
         stages["decay_weights"] = decay_weights(
             product(learning_rate, weight_decay), mask=decay_mask
         )
