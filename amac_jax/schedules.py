@@ -1,5 +1,7 @@
 """What a hyperparameter is at a step: numbers, arrays and schedules, and the checks on them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, TypeAlias
 

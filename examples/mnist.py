@@ -227,13 +227,15 @@ def train(args: argparse.Namespace, data: image_data.Images) -> "Report":
             averaged = accuracy(model.apply, variables, test_images, test_labels)
         row = {
             "epoch": epoch,
-            "loss": float(loss),
+            "loss": float(loss) if jnp.isfinite(loss) else None,
             "train_accuracy": float(train_accuracy),
             "test_accuracy": float(test),
             "averaged_test_accuracy": float(averaged) if averages else None,
             "seconds": time.perf_counter() - began,
         }
         report.add(row, metrics)
+        if row["loss"] is None:
+            fail(f"the loss of epoch {epoch} is not finite; try a lower --learning-rate")
         tqdm.write(line(row, args.epochs))
     return report
 
@@ -301,23 +303,28 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Train a small network on MNIST; see the top of this file for examples.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="amac")
-    parser.add_argument("--model", choices=MODELS, default="mlp")
-    parser.add_argument("--dataset", choices=("mnist", "digits"), default="mnist")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="amac", help="what trains it")
+    parser.add_argument("--model", choices=MODELS, default="mlp", help="what is trained")
+    parser.add_argument(
+        "--dataset",
+        choices=("mnist", "digits"),
+        default="mnist",
+        help="digits: 8x8 pixels",
+    )
     parser.add_argument(
         "--data-dir",
         type=Path,
         help="a folder with the four MNIST files; without it AMAC_JAX_DATA, a cache, or a download",
     )
-    parser.add_argument("--epochs", type=whole, default=10)
-    parser.add_argument("--batch-size", type=whole, default=64)
+    parser.add_argument("--epochs", type=whole, default=10, help="passes over the data")
+    parser.add_argument("--batch-size", type=whole, default=64, help="images a step")
     parser.add_argument(
         "--learning-rate",
         type=float,
         help="the peak; without it the optimizer's own: "
         + ", ".join(f"{name} {rate:g}" for name, (rate, _) in OPTIMIZERS.items()),
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and noise")
     parser.add_argument(
         "--held-out",
         type=int,
@@ -332,12 +339,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="folder for metrics.json and training.png",
     )
     args = parser.parse_args(argv)
+    if args.dataset == "digits" and args.data_dir:
+        parser.error("--data-dir is for --dataset mnist")
     folders = ("data_dir", "out")
     args.configuration = {name: v for name, v in vars(args).items() if name not in folders}
     return args
 
 
-def fail(error: Exception) -> NoReturn:
+def fail(error: Exception | str) -> NoReturn:
     sys.exit(f"mnist.py: error: {error}")
 
 
@@ -353,7 +362,7 @@ def main(argv: list[str] | None = None) -> None:
     report = train(args, data)
     report.draw()
     seconds = sum(row["seconds"] for row in report.content["epochs"])
-    print(f"{seconds:.1f} s in all; metrics.json and training.png are in {args.out}")
+    print(f"trained in {seconds:.1f} s; metrics.json and training.png are in {args.out}")
 
 
 if __name__ == "__main__":

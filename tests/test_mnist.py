@@ -119,6 +119,21 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, mnist_like, argu
     assert not (out / "metrics.json").exists()
 
 
+def test_a_run_that_diverges_stops_and_says_so(tmp_path):
+    arguments = ["--dataset=digits", "--optimizer=sgd", "--learning-rate=1e30", "--epochs=2"]
+    with pytest.raises(SystemExit, match="epoch 1 is not finite; try a lower --learning-rate"):
+        mnist.main([*arguments, f"--out={tmp_path}"])
+    text = (tmp_path / "metrics.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["epochs"][0]["loss"] is None
+
+
+def test_a_folder_that_would_not_be_read_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        mnist.main(["--dataset=digits", f"--data-dir={tmp_path}"])
+    assert "--data-dir is for --dataset mnist" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argument", ["--epochs=0", "--batch-size=-1", "--model=rnn", "--epochs=x"])
 def test_bad_options_are_refused_by_name(argument, capsys):
     with pytest.raises(SystemExit):

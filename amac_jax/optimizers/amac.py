@@ -1,5 +1,7 @@
 """AMaC: Adam with every technique on."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import optax

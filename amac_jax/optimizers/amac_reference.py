@@ -1,5 +1,7 @@
 """The published AMaC, step for step, mistakes included: what `amac` is compared with."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

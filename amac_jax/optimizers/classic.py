@@ -1,5 +1,7 @@
 """The classic optimizers: each a core, and through `compose` every technique."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import optax

@@ -1,5 +1,7 @@
 """The pipeline: one core, and around it every technique in its one order."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,7 @@
 """Stochastic weight averaging, with equal weights or an exponential moving average."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

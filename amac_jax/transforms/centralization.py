@@ -1,5 +1,7 @@
 """Gradient centralization: every output unit's gradient has mean zero."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

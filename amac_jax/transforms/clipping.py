@@ -1,5 +1,7 @@
 """Clipping: by value, by the global norm, and by the norm of each unit."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Lookahead: slow weights that follow the fast ones every few steps."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Heavy-ball momentum on updates."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

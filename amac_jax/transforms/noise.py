@@ -1,5 +1,7 @@
 """Noise injection, with a counter-based generator that costs next to nothing."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 

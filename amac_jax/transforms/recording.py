@@ -1,5 +1,7 @@
 """A chain that records scalars about each of its steps."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """Decoupled weight decay, on kernels."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
