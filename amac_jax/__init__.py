@@ -36,7 +36,9 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str):
     if name == "recompute_batch_stats":  # on demand: Flax is an extra
-        from amac_jax.batch_stats import recompute_batch_stats
-
+        try:
+            from amac_jax.batch_stats import recompute_batch_stats
+        except ImportError as error:
+            raise ImportError(f"{name} needs Flax: pip install 'amac_jax[flax]'") from error
         return recompute_batch_stats
     raise AttributeError(f"module 'amac_jax' has no attribute {name!r}")

@@ -93,6 +93,13 @@ amac_jax.averaged_params(state)
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
+def test_what_needs_flax_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flax", None)
+    monkeypatch.delitem(sys.modules, "amac_jax.batch_stats", raising=False)
+    with pytest.raises(ImportError, match="recompute_batch_stats needs Flax: pip install"):
+        amac_jax.recompute_batch_stats  # noqa: B018
+
+
 def test_importing_it_does_not_import_flax():
     program = "import amac_jax, sys; assert 'flax' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
