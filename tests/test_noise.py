@@ -356,7 +356,10 @@ def test_relative_noise_is_in_units_of_each_leafs_root_mean_square(sampler):
 
 @pytest.mark.parametrize(("eta", "gamma"), [(0.01, 0.55), (1.0, 0.55), (0.3, 0.0)])
 def test_scale_follows_the_annealing_of_neelakantan_et_al(eta, gamma):
-    sampler = lambda key, count, like: jnp.ones_like(like)  # noqa: E731
+
+    def sampler(key, count, like):
+        return jnp.ones_like(like)
+
     tx = inject_noise(noise_anneal(eta, gamma), sampler=sampler)
     state = tx.init(jnp.zeros(1))
     for t in range(5):
