@@ -180,12 +180,12 @@ def stacked(*patterns: str, rule: FanInRule = fan_in_axes, axes: int = 1) -> Fan
 
     def stacked_rule(path: KeyPath, leaf: Any) -> tuple[int, ...] | None:
         shape = getattr(leaf, "shape", None)
-        if shape is None or not any(_starts_with(path, pattern) for pattern in patterns):
+        if shape is None or not any(path_matches(path, pattern) for pattern in patterns):
             return rule(path, leaf)
         if len(shape) < axes:
             raise ValueError(
-                f"{_written(path)!r} must have at least axes={axes} leading axes to be a stack, "
-                f"got shape {tuple(shape)}"
+                f"{written_path(path)!r} must have at least axes={axes} leading axes to be a "
+                f"stack, got shape {tuple(shape)}"
             )
         dtype = getattr(leaf, "dtype", jnp.float32)
         fan_in = rule(path, jax.ShapeDtypeStruct(shape[axes:], dtype))
@@ -194,12 +194,40 @@ def stacked(*patterns: str, rule: FanInRule = fan_in_axes, axes: int = 1) -> Fan
     return stacked_rule
 
 
-def _written(path: KeyPath) -> str:
+def written_path(path: KeyPath) -> str:
+    """A leaf's path as names joined by "/", which is what a path pattern is matched against.
+
+    Args:
+      path: the leaf's key path.
+
+    Returns:
+      For example "ScanBlock_0/Dense_0/kernel"; "" for a bare array.
+
+    Example:
+      >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"layers": [{"kernel": 1.0}]})
+      >>> written_path(path)
+      'layers/0/kernel'
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _starts_with(path: KeyPath, pattern: str) -> bool:
-    names = _written(path).split("/")
+def path_matches(path: KeyPath, pattern: str) -> bool:
+    """Whether a pattern fits a leaf's path or a leading part of it.
+
+    Args:
+      path: the leaf's key path.
+      pattern: a glob (`fnmatch`) of names joined by "/": "layers/0" names all that is below.
+        `*` matches across "/", upper and lower case differ.
+
+    Returns:
+      A bool.
+
+    Example:
+      >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"layers": [{"kernel": 1.0}]})
+      >>> [path_matches(path, pattern) for pattern in ("layers/0", "*/kernel", "kernel")]
+      [True, True, False]
+    """
+    names = written_path(path).split("/")
     parts = ("/".join(names[: end + 1]) for end in range(len(names)))
     return any(fnmatchcase(part, pattern) for part in parts)
 
@@ -212,6 +240,6 @@ def _names(path: KeyPath) -> tuple[str, str]:
     else:
         is_attribute = bool(path) and isinstance(path[-1], GetAttrKey)
     # Haiku's modules are one key with slashes: "mlp/~/linear_0".
-    names = [name for name in _written(path).lower().split("/") if not name.isdigit()]
+    names = [name for name in written_path(path).lower().split("/") if not name.isdigit()]
     parent, name = ["", "", *names][-2:]
     return (f".{name}" if is_attribute else name), parent

@@ -1,6 +1,7 @@
-"""Training curves (needs the extra `plot`, for matplotlib)."""
+"""Previews of schedules, training curves, paths over landscapes (the extra `plot`: matplotlib)."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,110 @@ STEP_PANELS = {
     "second_moment_norm": "Second moment, norm",
     "momentum_norm": "Momentum, norm",
 }
+
+# More lines than this in one panel are hard to tell apart.
+LINES_IN_A_PANEL = 6
+# More points than this are closer together than pixels.
+POINTS_IN_A_LINE = 5000
+# Smaller differences from a minimum than this are rounding, in float32.
+SMALLEST = 1e-8
+
+
+def plot_schedule(
+    *schedules: Callable[[Any], Any] | float, steps: int, labels: Sequence[str] | None = None
+) -> "Figure":
+    """What schedules are at every step of a run: up to six in one panel, more in one each.
+
+    Args:
+      schedules: functions of `count`, the number of updates made before a step, or numbers. One
+        that does not take an array of counts is called step by step.
+      steps: the length of the run, in steps, >= 1; step 1 is the one of count 0.
+      labels: one a schedule; by default the name of the function that made it, numbered where
+        it is not the only one.
+
+    Returns:
+      A matplotlib figure; save it with `figure.savefig(path)`.
+
+    Raises:
+      ValueError: for no schedule, steps < 1 or not whole, or a number of labels that is not
+        that of the schedules.
+
+    Example:
+      >>> figure = plot_schedule(lambda count: 0.1 / (1 + count), 0.05, steps=100)
+      >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+      ['schedule', '0.05']
+    """
+    from matplotlib.figure import Figure
+
+    if not schedules:
+        raise ValueError("plot_schedule needs a schedule: plot_schedule(schedule, steps=1000)")
+    if not 1 <= steps < np.inf or steps != int(steps):
+        raise ValueError(f"steps must be a whole number in [1, inf), got {steps!r}")
+    labels = _labels(schedules) if labels is None else labels
+    if len(labels) != len(schedules):
+        raise ValueError(f"labels must be as many as schedules, {len(schedules)}, got {labels!r}")
+
+    panels = 1 if len(schedules) <= LINES_IN_A_PANEL else len(schedules)
+    columns = min(panels, 4)
+    rows = -(-panels // columns)
+    size = (7, 4) if panels == 1 else (3.2 * columns, 2.4 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    points = min(int(steps), POINTS_IN_A_LINE)
+    counts = np.unique(np.linspace(0, int(steps) - 1, points).round().astype(int))
+    for index, (schedule, label) in enumerate(zip(schedules, labels, strict=True)):
+        panel = axes[index % panels]
+        marker = "." if steps <= 50 else ""
+        panel.plot(counts + 1, _values(schedule, counts), label=label, marker=marker)
+        if panels > 1 or len(schedules) == 1:
+            panel.set_title(label)
+    if 1 < len(schedules) <= LINES_IN_A_PANEL:
+        axes[0].legend()
+    for index, panel in enumerate(axes):
+        if index >= panels:
+            panel.set_axis_off()
+            continue
+        _show_zero(panel)
+        if index + columns >= panels:  # nothing below it
+            panel.set_xlabel("step")
+            panel.tick_params(labelbottom=True)
+    return figure
+
+
+def _labels(schedules: Sequence[Any]) -> list[str]:
+    names = [_name(schedule) for schedule in schedules]
+    together, so_far, labels = Counter(names), Counter(), []
+    for name in names:
+        so_far[name] += 1
+        labels.append(f"{name} {so_far[name]}" if together[name] > 1 else name)
+    return labels
+
+
+def _name(schedule: Any) -> str:
+    if not callable(schedule):
+        return f"{np.asarray(schedule, float):g}"
+    # "cosine.<locals>.schedule" is the function that `cosine` made.
+    qualified = getattr(schedule, "__qualname__", type(schedule).__qualname__)
+    return qualified.split(".")[0].replace("<lambda>", "schedule")
+
+
+def _values(schedule: Any, counts: np.ndarray) -> np.ndarray:
+    if not callable(schedule):
+        return np.full(len(counts), np.asarray(schedule, float))
+    try:
+        values = np.asarray(schedule(counts), float)
+    except (TypeError, ValueError):  # from an `if` on the count, or a function of one number
+        values = None
+    if values is None or values.shape != counts.shape:
+        values = np.array([schedule(int(count)) for count in counts], float)
+    return values
+
+
+def _show_zero(axes: "Axes") -> None:
+    """Lets the axis begin at 0 where nothing is below: half a rate should look like half of it."""
+    low, _ = axes.dataLim.intervaly
+    if 0 <= low < np.inf:
+        axes.set_ylim(bottom=0)
 
 
 def training_curves(
@@ -83,6 +188,156 @@ def training_curves(
         unused.set_axis_off()
     figure.suptitle(title)
     return figure
+
+
+def plot_paths(landscape: Any, paths: Mapping[str, Any], title: str = "") -> "Figure":
+    """Every path over a landscape, each beside the curve of its values.
+
+    Args:
+      landscape: an `amac_jax.landscapes.Landscape` of one or two coordinates.
+      paths: `amac_jax.landscapes.Trajectory`s by name.
+      title: of the whole figure.
+
+    Returns:
+      A matplotlib figure: for each path a map with its start (circle) and end (dot) and the
+      landscape's minima (crosses), and beside it value - minimum against step.
+
+    Raises:
+      ValueError: without a path.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from amac_jax.landscapes import LANDSCAPES, trajectory
+      >>> beale = LANDSCAPES["beale"]
+      >>> path = trajectory(optax.adam(0.1), beale.function, jnp.array(beale.start), 10)
+      >>> len(plot_paths(beale, {"adam": path}).axes)
+      2
+    """
+    from matplotlib.figure import Figure
+
+    if not paths:
+        raise ValueError("paths must hold at least one trajectory, got none")
+    columns = min(len(paths), 4 if len(paths) <= 12 else 6)
+    rows = -(-len(paths) // columns)
+    figure = Figure(figsize=(3.9 * columns, 2.1 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, 2 * columns, squeeze=False)
+    maps, curves = panels[:, ::2].flatten(), panels[:, 1::2].flatten()
+    background = _background(landscape)
+    for name, path, on, beside in zip(paths, paths.values(), maps, curves, strict=False):
+        _draw_landscape(on, landscape, background)
+        _draw_path(on, landscape, path, color="C3")
+        on.set_title(name, fontsize="medium")
+        _draw_values(beside, landscape, path, color="C3")
+        beside.set_ylim(SMALLEST / 2, None)
+    for unused in (*maps[len(paths) :], *curves[len(paths) :]):
+        unused.set_axis_off()
+    figure.suptitle(title)
+    return figure
+
+
+def plot_gallery(
+    landscapes: Mapping[str, Any], paths: Mapping[str, Mapping[str, Any]], title: str = ""
+) -> "Figure":
+    """Several landscapes, each with all of its paths on one map.
+
+    Args:
+      landscapes: `amac_jax.landscapes.Landscape`s by name.
+      paths: for each of those names, `amac_jax.landscapes.Trajectory`s by name.
+      title: of the whole figure.
+
+    Returns:
+      A matplotlib figure with one legend; a path's colour is the same on every map.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from amac_jax.landscapes import LANDSCAPES, trajectory
+      >>> beale = LANDSCAPES["beale"]
+      >>> path = trajectory(optax.adam(0.1), beale.function, jnp.array(beale.start), 10)
+      >>> figure = plot_gallery({"beale": beale}, {"beale": {"adam": path}})
+      >>> len(figure.axes), figure.legends[0].get_texts()[0].get_text()
+      (1, 'adam')
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(len(landscapes), 3)
+    rows = -(-len(landscapes) // columns)
+    figure = Figure(figsize=(4 * columns + 1.8, 3.4 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    names = list(dict.fromkeys(name for of_one in paths.values() for name in of_one))
+    lines = {}
+    for (name, landscape), panel in zip(landscapes.items(), panels, strict=False):
+        _draw_landscape(panel, landscape, _background(landscape))
+        for label, path in paths[name].items():
+            color, style = _look(names.index(label))
+            lines[label] = _draw_path(panel, landscape, path, color=color, linestyle=style)
+        panel.set_title(f"{name}\n{landscape.shows}", fontsize="medium")
+    for unused in panels[len(landscapes) :]:
+        unused.set_axis_off()
+    figure.legend([lines[name] for name in names], names, loc="outside right center", frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Ten colours, then the same ten dashed."""
+    return f"C{number % 10}", ("-", "--")[number // 10 % 2]
+
+
+def _background(landscape: Any) -> tuple[np.ndarray, ...]:
+    """Points of a grid over the bounds, and the function there."""
+    import jax
+    import jax.numpy as jnp
+
+    points = 400 if len(landscape.bounds) == 1 else 120
+    grid = [np.linspace(low, high, points, dtype=np.float32) for low, high in landscape.bounds]
+    if len(grid) == 1:
+        return grid[0], np.asarray(jax.vmap(landscape.function)(jnp.asarray(grid[0])))
+    x, y = np.meshgrid(*grid)
+    values = jax.vmap(landscape.function)(jnp.stack([x.ravel(), y.ravel()], axis=1))
+    return x, y, np.asarray(values).reshape(x.shape)
+
+
+def _draw_landscape(axes: "Axes", landscape: Any, background: tuple[np.ndarray, ...]) -> None:
+    from matplotlib import colormaps
+
+    if len(background) == 2:
+        axes.plot(*background, color="0.6")
+        for minimum in landscape.minima:
+            axes.plot(minimum, landscape.minimum, "kx", zorder=5)
+        axes.set_xlim(*landscape.bounds[0])
+        return
+    values = background[-1]
+    # As much area between any two lines: fit for valleys and for plains.
+    levels = np.unique(np.quantile(values, np.linspace(0, 1, 13)))
+    # Pale, so that paths stand out, and as different from level to level everywhere.
+    shades = colormaps["Blues_r"](np.linspace(0.35, 1.0, len(levels) - 1))
+    axes.contourf(*background, levels=levels, colors=shades)
+    for minimum in landscape.minima:
+        axes.plot(*minimum, "kx", zorder=5)
+    axes.set(xlim=landscape.bounds[0], ylim=landscape.bounds[1])
+    axes.tick_params(labelsize="x-small")
+
+
+def _draw_path(axes: "Axes", landscape: Any, path: Any, **look: Any) -> Any:
+    points, values = np.asarray(path.points), np.asarray(path.values)
+    if points.ndim == 1:
+        points = np.stack([points, values], axis=1)
+    with np.errstate(invalid="ignore"):
+        wild = ~np.all(np.abs(points) < 1e6, axis=1)  # a picture cannot hold it
+    points = points[: np.argmax(wild)] if wild.any() else points
+    (line,) = axes.plot(*points.T, linewidth=1, marker=".", markersize=2, **look)
+    axes.plot(*points[0], "o", markerfacecolor="white", color=look["color"])
+    axes.plot(*points[-1], "o", markersize=4, color=look["color"])
+    return line
+
+
+def _draw_values(axes: "Axes", landscape: Any, path: Any, **look: Any) -> None:
+    above = np.asarray(path.values, float) - landscape.minimum
+    steps = np.arange(1, len(above) + 1)
+    axes.loglog(steps, np.maximum(np.nan_to_num(above, nan=np.inf), SMALLEST), **look)
+    axes.set_xlabel("step", fontsize="x-small")
+    axes.set_title("value - minimum", fontsize="small")
+    axes.tick_params(labelsize="x-small")
 
 
 def _plain_logarithm(axes: "Axes") -> None:

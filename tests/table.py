@@ -1,9 +1,10 @@
 """Every factory that the contract is run on, with values for each numeric hyperparameter."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -23,6 +24,30 @@ class Case(NamedTuple):
         return {**{name: first for name, (first, _) in self.numeric.items()}, **self.fixed}
 
 
+def supplied(factory: Callable[..., Any], **extra: Any) -> Callable[..., Any]:
+    """The factory, its transformation given extra args with every update."""
+
+    @wraps(factory)
+    def build(*args, **kwargs):
+        tx = factory(*args, **kwargs)
+
+        def update(updates, state, params=None, **others):
+            return tx.update(updates, state, params, **{**others, **extra})
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
+
+    return build
+
+
+def bowl(params: Any) -> jax.Array:
+    """An objective for any tree: convex, not separable, not quadratic."""
+    leaves = [jnp.asarray(leaf, jnp.float32) for leaf in jax.tree.leaves(params)]
+    quartic = sum((jnp.sum(0.5 * leaf**2 + 0.1 * leaf**4) for leaf in leaves), jnp.float32(0.0))
+    return quartic + 0.1 * sum((jnp.sum(leaf) for leaf in leaves), jnp.float32(0.0)) ** 2
+
+
+newton = supplied(amac_jax.newton, value_fn=bowl)
+
 TECHNIQUES = {
     "clip_norm": (0.5, 2.0),
     "centralize": (1.0, 0.5),
@@ -31,6 +56,7 @@ TECHNIQUES = {
     "momentum": (0.9, 0.5),
     "dampening": (0.9, 0.2),
     "weight_decay": (0.1, 0.3),
+    "layer_scale": (0.5, 2.0),
     "sync_period": (2, 3),
     "slow_step_size": (0.5, 0.3),
     "average_start": (2, 3),
@@ -51,6 +77,40 @@ PUBLISHED = {
     "clip_value": (1.0, 0.5),
     "warmup_steps": (3, 2),
     "noise_factor": (0.01, 0.1),
+}
+
+# The classic optimizers: the contract is also run on each with every technique.
+OPTIMIZERS = {
+    "sgd": Case(amac_jax.sgd, RATE),
+    "momentum": Case(amac_jax.momentum, {**RATE, "decay": (0.9, 0.5), "dampening": (0.5, 0.1)}),
+    "nesterov": Case(amac_jax.nesterov, {**RATE, "decay": (0.9, 0.5)}),
+    "adagrad": Case(amac_jax.adagrad, {**RATE, "eps": (1e-6, 0.1)}),
+    "rmsprop": Case(amac_jax.rmsprop, {**RATE, "decay": (0.9, 0.5), "eps": (1e-8, 0.1)}),
+    "adam": Case(amac_jax.adam, {**RATE, **BETAS}),
+    "adamw": Case(amac_jax.adamw, {**RATE, **BETAS, "weight_decay": (0.1, 0.3)}),
+    "amsgrad": Case(amac_jax.amsgrad, {**RATE, **BETAS}),
+    "adamax": Case(amac_jax.adamax, {**RATE, **BETAS}),
+    "nadam": Case(amac_jax.nadam, {**RATE, **BETAS}),
+    "radam": Case(amac_jax.radam, {**RATE, **BETAS, "threshold": (4.0, 5.5)}),
+    "adabelief": Case(amac_jax.adabelief, {**RATE, **BETAS}),
+    "lion": Case(
+        amac_jax.lion,
+        {**RATE, "b1": (0.9, 0.5), "b2": (0.9, 0.2), "weight_decay": (0.1, 0.3)},
+    ),
+    "sophia": Case(
+        supplied(amac_jax.sophia, value_fn=bowl),
+        {
+            **RATE,
+            "b1": (0.9, 0.5),
+            "b2": (0.9, 0.5),
+            "gamma": (3.0, 10.0),
+            "eps": (1e-3, 1.0),
+            "update_interval": (2, 3),
+            "weight_decay": (0.1, 0.3),
+            "key": (1, 2),
+        },
+    ),
+    "newton": Case(newton, {**RATE, "damping": (0.1, 2.0)}),
 }
 
 CASES = {
@@ -91,12 +151,42 @@ CASES = {
         {"start": (1, 2), "period": (2, 1), "decay": (0.9, 0.5)},
         identity={},
     ),
+    "scale_by_layer": Case(
+        amac_jax.scale_by_layer, {"multipliers": (0.5, 2.0)}, identity={"multipliers": 1.0}
+    ),
+    "reduce_on_plateau": Case(
+        supplied(amac_jax.reduce_on_plateau, value=1.0),
+        {
+            "factor": (0.5, 0.1),
+            "patience": (2, 3),
+            "cooldown": (1, 3),
+            "accumulation_size": (1, 2),
+            "min_scale": (0.1, 0.4),
+        },
+        identity={"factor": 1.0},
+    ),
+    "accumulate_gradients": Case(
+        partial(amac_jax.accumulate_gradients, optax.identity()),
+        {"steps": (2, 3)},
+        identity={"steps": 1},
+    ),
+    "accumulate_gradients amac": Case(
+        partial(amac_jax.accumulate_gradients, amac_jax.amac(0.1, 20)), {"steps": (2, 3)}
+    ),
     "compose": Case(
         partial(amac_jax.compose, optax.scale_by_rms()), {**RATE, **TECHNIQUES, "key": (1, 2)}
     ),
-    "sgd": Case(amac_jax.sgd, RATE),
-    "adam": Case(amac_jax.adam, {**RATE, **BETAS}),
-    "adamw": Case(amac_jax.adamw, {**RATE, **BETAS, "weight_decay": (0.1, 0.3)}),
+    **OPTIMIZERS,
+    "newton conjugate gradients": Case(
+        newton,
+        {"damping": (0.1, 2.0), "max_iterations": (20, 2), "tolerance": (1e-6, 0.3)},
+        fixed={"learning_rate": 0.1, "matrix_free": True},
+    ),
+    "newton Lanczos": Case(
+        newton,
+        {"damping": (0.1, 2.0), "max_iterations": (20, 2)},
+        fixed={"learning_rate": 0.1, "matrix_free": True, "saddle_free": True},
+    ),
     "amac": Case(
         amac_jax.amac,
         {
@@ -129,6 +219,23 @@ OFF = {
     "clip_value": {"clip_value": jnp.inf},
     "momentum": {"momentum": 0.0, "dampening": 0.0},
     "weight_decay": {"weight_decay": 0.0},
+    "layer_scale": {"layer_scale": 1.0},
     "sync_period": {"sync_period": 2, "slow_step_size": 1.0},
     "average_start": {"average_start": jnp.inf},
+}
+
+# Each technique alone, as keywords of an optimizer.
+ON = {
+    "clip_norm": {"clip_norm": 0.5},
+    "centralize": {"centralize": True},
+    "noise": {"noise": 0.1},
+    "clip_value": {"clip_value": 0.3},
+    "momentum": {"momentum": 0.9, "dampening": 0.5},
+    "weight_decay": {"weight_decay": 0.3},
+    "layer_scale": {"layer_scale": {"dense/kernel": 0.5}},
+    "plateau": {"plateau": supplied(amac_jax.reduce_on_plateau, value=1.0)(patience=1)},
+    "sync_period": {"sync_period": 2, "slow_step_size": 0.5},
+    "average_start": {"average_start": 2},
+    "skip_nonfinite": {"skip_nonfinite": True},
+    "record_metrics": {"record_metrics": True},
 }

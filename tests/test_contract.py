@@ -12,7 +12,7 @@ import pytest
 from absl.testing import parameterized
 
 import amac_jax
-from tests.table import CASES, OFF, TECHNIQUES, Case
+from tests.table import CASES, OFF, ON, OPTIMIZERS, TECHNIQUES, Case
 
 STEPS = 6
 every_case = pytest.mark.parametrize("name", CASES)
@@ -330,3 +330,30 @@ def test_off_in_the_pipeline_is_absent_from_it(technique):
     if technique != "average_start":  # which only looks
         with pytest.raises(AssertionError):
             chex.assert_trees_all_close(updates_with(), absent)
+
+
+ONLY_LOOKS = ("average_start", "skip_nonfinite", "record_metrics")
+
+
+@functools.cache
+def plainly(name: str) -> Any:
+    return train(OPTIMIZERS[name].build(), tree(0), gradients())[0]
+
+
+@pytest.mark.parametrize("technique", ON)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_takes_every_technique(name, technique):
+    """The jitted loop is the scan, in a `vmap` over two runs."""
+    case, grads = OPTIMIZERS[name], stack(gradients())
+    looped, state, _ = train(case.build(**ON[technique]), tree(0), gradients())
+    run = functools.partial(trained_with, case, **ON[technique])
+    other = tree(1), jax.tree.map(lambda g: -2 * g, grads)
+    both = jax.jit(jax.vmap(run))(stack([tree(0), other[0]]), stack([grads, other[1]]))
+    assert_close(pick(both, 0), (looped, state))
+    with pytest.raises(AssertionError):
+        assert_close(pick(both[0], 1), looped)
+    if technique in ONLY_LOOKS:
+        assert_close(looped, plainly(name))
+    else:
+        with pytest.raises(AssertionError):
+            assert_close(looped, plainly(name))

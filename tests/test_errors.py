@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import amac_jax
+from tests.table import OPTIMIZERS
 
 NAN = float("nan")
+CLASSIC = [case.factory for case in OPTIMIZERS.values()]
 
 REFUSED = [
     (amac_jax.centralize, {"strength": -0.1}, "strength must be in [0, 1]"),
@@ -39,6 +41,45 @@ REFUSED = [
     (amac_jax.linear_anneal, {"initial": NAN}, "initial must be in (-inf, inf)"),
     (amac_jax.noise_anneal, {"eta": -1.0}, "eta must be in [0, inf)"),
     (amac_jax.noise_anneal, {"gamma": NAN}, "gamma must be in [0, inf)"),
+    (amac_jax.step_decay, {"period": 0}, "period must be a whole number in [1, inf)"),
+    (amac_jax.cosine, {"total_steps": 0}, "total_steps must be in (0, inf)"),
+    (
+        amac_jax.cosine_restarts,
+        {"first_steps": 0},
+        "first_steps must be a whole number in [1, inf)",
+    ),
+    (amac_jax.one_cycle, {"total_steps": 0}, "total_steps must be in (0, inf)"),
+    (amac_jax.warmup_stable_decay, {"decay_steps": 0}, "decay_steps must be in (0, inf)"),
+    (amac_jax.warmup_stable_decay, {"total_steps": 0}, "total_steps must be in (0, inf)"),
+    (amac_jax.reduce_on_plateau, {"patience": 0}, "patience must be a whole number in [1, inf)"),
+    (amac_jax.reduce_on_plateau, {"factor": 1.5}, "factor must be in (0, 1]"),
+    (amac_jax.reduce_on_plateau, {"mode": "least"}, "mode must be one of 'min', 'max'"),
+    (amac_jax.scale_by_layer, {"multipliers": -1.0}, "multipliers must be in [0, inf)"),
+    (amac_jax.layerwise_decay, {"factor": 1.5}, "factor must be in [0, 1]"),
+    (amac_jax.accumulate_gradients, {"steps": 0}, "steps must be a whole number in [1, inf)"),
+    *[
+        (factory, {"learning_rate": -1.0}, "learning_rate must be in [0, inf)")
+        for factory in CLASSIC
+    ],
+    (amac_jax.momentum, {"decay": 1.0}, "decay must be in [0, 1)"),
+    (amac_jax.momentum, {"dampening": 1.5}, "dampening must be in [0, 1]"),
+    (amac_jax.nesterov, {"decay": -0.1}, "decay must be in [0, 1)"),
+    (amac_jax.adagrad, {"eps": -1.0}, "eps must be in [0, inf)"),
+    (amac_jax.rmsprop, {"decay": 1.0}, "decay must be in [0, 1)"),
+    (amac_jax.amsgrad, {"b2": 1.0}, "b2 must be in [0, 1)"),
+    (amac_jax.adamax, {"b2": 1.0}, "b2 must be in [0, 1)"),
+    (amac_jax.nadam, {"b1": 1.0}, "b1 must be in [0, 1)"),
+    (amac_jax.radam, {"threshold": 3.0}, "threshold must be in [4, inf)"),
+    (amac_jax.radam, {"b2": 1.0}, "b2 must be in [0, 1)"),
+    (amac_jax.adabelief, {"eps": 0.0}, "eps must be in (0, inf)"),
+    (amac_jax.adabelief, {"eps_root": -1.0}, "eps_root must be in [0, inf)"),
+    (amac_jax.lion, {"b2": 1.0}, "b2 must be in [0, 1)"),
+    (amac_jax.lion, {"weight_decay": -1.0}, "weight_decay must be in [0, inf)"),
+    (amac_jax.sophia, {"gamma": 0.0}, "gamma must be in (0, inf)"),
+    (amac_jax.sophia, {"update_interval": 0}, "update_interval must be a whole number in [1, inf)"),
+    (amac_jax.newton, {"damping": -1.0}, "damping must be in [0, inf)"),
+    (amac_jax.newton, {"max_iterations": 0}, "max_iterations must be a whole number in [1, inf)"),
+    (amac_jax.adam, {"layer_scale": -1.0}, "multipliers must be in [0, inf)"),
     (amac_jax.sgd, {"learning_rate": -1.0}, "learning_rate must be in [0, inf)"),
     (amac_jax.sgd, {"learning_rate": NAN}, "learning_rate must be in [0, inf)"),
     (amac_jax.sgd, {"learning_rate": "fast"}, "learning_rate must be in [0, inf)"),
@@ -70,6 +111,20 @@ REFUSED = [
     (amac_jax.amac_reference, {"total_steps": 1000}, "total_steps must be greater than"),
 ]
 NEEDED = {
+    **{factory: {"learning_rate": 0.1} for factory in [*CLASSIC, amac_jax.newton, amac_jax.sophia]},
+    amac_jax.step_decay: {"initial": 1.0, "factor": 0.5, "period": 3},
+    amac_jax.cosine: {"peak": 1.0, "total_steps": 100},
+    amac_jax.cosine_restarts: {"peak": 1.0, "first_steps": 10},
+    amac_jax.one_cycle: {"peak": 1.0, "total_steps": 100},
+    amac_jax.warmup_stable_decay: {
+        "peak": 1.0,
+        "total_steps": 100,
+        "warmup_steps": 10,
+        "decay_steps": 20,
+    },
+    amac_jax.scale_by_layer: {"multipliers": 1.0},
+    amac_jax.layerwise_decay: {"factor": 0.5, "depth_of": ["a", "b"]},
+    amac_jax.accumulate_gradients: {"tx": amac_jax.sgd(0.1), "steps": 2},
     amac_jax.clip_by_value: {"limit": 1.0},
     amac_jax.clip_by_global_norm: {"limit": 1.0},
     amac_jax.inject_noise: {"scale": 0.1},
@@ -77,9 +132,6 @@ NEEDED = {
     amac_jax.heavy_ball: {"decay": 0.9},
     amac_jax.warmup_cosine: {"peak": 1.0, "total_steps": 100, "warmup_steps": 10},
     amac_jax.linear_anneal: {"initial": 1.0, "total_steps": 100},
-    amac_jax.sgd: {"learning_rate": 0.1},
-    amac_jax.adam: {"learning_rate": 0.1},
-    amac_jax.adamw: {"learning_rate": 0.1},
     amac_jax.amac: {"learning_rate": 0.1, "total_steps": 100},
 }
 
@@ -123,10 +175,19 @@ def test_update_without_params_says_that_they_are_needed(tx):
         tx.update(gradients, tx.init(gradients))
 
 
-@pytest.mark.parametrize("factory", [amac_jax.adam, amac_jax.adamw, amac_jax.amac, amac_jax.sgd])
+@pytest.mark.parametrize("factory", [*CLASSIC, amac_jax.amac])
 def test_an_unknown_technique_is_a_type_error(factory):
     with pytest.raises(TypeError, match="lookahed"):
         factory(**NEEDED[factory], lookahed=True)
+
+
+def test_reduce_on_plateau_says_that_it_needs_a_value():
+    tx = amac_jax.adam(0.1, plateau=amac_jax.reduce_on_plateau())
+    state = tx.init(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"needs value: tx.update.*value=loss"):
+        tx.update(jnp.ones(2), state, jnp.ones(2))
+    with pytest.raises(ValueError, match="value must be a scalar"):
+        tx.update(jnp.ones(2), state, jnp.ones(2), value=jnp.ones(3))
 
 
 def test_traced_hyperparameters_pass():

@@ -1,17 +1,39 @@
 """The schedules against values worked out by hand, and the checks on arguments."""
 
 import math
+from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amac_jax import linear_anneal, noise_anneal, warmup_cosine
-from amac_jax.schedules import check, check_lengths, next_count, product, value_at, whole_value_at
+from amac_jax.schedules import (
+    check,
+    check_lengths,
+    constant,
+    cosine,
+    cosine_restarts,
+    exponential_decay,
+    linear_anneal,
+    next_count,
+    noise_anneal,
+    one_cycle,
+    piecewise_constant,
+    polynomial_decay,
+    product,
+    step_decay,
+    value_at,
+    warmup,
+    warmup_cosine,
+    warmup_stable_decay,
+    whole_value_at,
+)
 from tests.helpers import assert_close
 
 modest = settings(deadline=None, max_examples=40, derandomize=True)
@@ -19,7 +41,7 @@ rates = st.floats(2.0**-20, 2.0**10, width=32)
 MANY = 2**31 - 2  # near the largest int32, where Optax's counters stop
 
 
-def cosine(t: int, peak: float, total: int, warmup: int, end: float) -> float:
+def half_cosine(t: int, peak: float, total: int, warmup: int, end: float) -> float:
     """The definition, at the 1-based step t."""
     if t <= warmup:
         return peak * t / warmup
@@ -52,8 +74,8 @@ def test_warmup_cosine_by_hand(count, expected):
 def table_of_both(rate: Any, end: Any, total_steps: Any, warmup_steps: Any) -> Any:
     """Compiled once, for arguments of every value."""
     counts = jnp.arange(700)
-    cosine = warmup_cosine(rate, total_steps, warmup_steps, end)
-    return cosine(counts), linear_anneal(rate, total_steps, end)(counts)
+    rates = warmup_cosine(rate, total_steps, warmup_steps, end)(counts)
+    return rates, linear_anneal(rate, total_steps, end)(counts)
 
 
 @modest
@@ -61,7 +83,7 @@ def table_of_both(rate: Any, end: Any, total_steps: Any, warmup_steps: Any) -> A
 def test_warmup_cosine_goes_up_to_the_peak_and_down_to_the_end(peak, fraction, warmup, fall):
     end, total = float(np.float32(peak * fraction)), warmup + fall
     values = np.asarray(table_of_both(peak, end, total, warmup)[0])
-    expected = [cosine(t, peak, total, warmup, end) for t in range(1, 701)]
+    expected = [half_cosine(t, peak, total, warmup, end) for t in range(1, 701)]
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6 * peak)
     if warmup > 0:
         assert values[warmup - 1] == peak
@@ -112,10 +134,70 @@ def test_noise_anneal_is_the_papers_formula(eta, gamma):
     np.testing.assert_allclose(noise_anneal(eta, gamma)(counts), expected, rtol=1e-5)
 
 
+def piecewise(first, second, third, one, other):
+    return piecewise_constant([first, second, third], [one, other])
+
+
+def warmed_decay(initial, rate, warmup_steps):
+    return warmup(exponential_decay(initial, rate=rate), warmup_steps)
+
+
+def cosine_cycle(**numbers):
+    return one_cycle(**numbers, shape="cosine")
+
+
+# Each factory with two values of every number.
+FACTORIES: dict[str, tuple[Any, dict[str, tuple[float, float]]]] = {
+    "constant": (constant, {"value": (0.3, 0.2)}),
+    "warmup_cosine": (
+        warmup_cosine,
+        {"peak": (0.3, 0.2), "total_steps": (10, 7), "warmup_steps": (4, 0), "end": (0.1, 0.0)},
+    ),
+    "linear_anneal": (
+        linear_anneal,
+        {"initial": (0.3, 0.2), "total_steps": (10, 7), "end": (0.1, 0.0)},
+    ),
+    "noise_anneal": (noise_anneal, {"eta": (0.01, 0.3), "gamma": (0.55, 0.0)}),
+    "cosine": (cosine, {"peak": (0.3, 0.2), "total_steps": (10, 7), "end": (0.1, 0.0)}),
+    "cosine_restarts": (
+        cosine_restarts,
+        {"peak": (0.3, 0.2), "first_steps": (3, 2), "multiplier": (1.5, 1.0), "end": (0.1, 0.0)},
+    ),
+    "step_decay": (step_decay, {"initial": (0.3, 0.2), "factor": (0.5, 0.1), "period": (3, 2)}),
+    "exponential_decay": (exponential_decay, {"initial": (0.3, 0.2), "factor": (0.9, 0.5)}),
+    "exponential_decay rate": (exponential_decay, {"initial": (0.3, 0.2), "rate": (0.1, 0.0)}),
+    "polynomial_decay": (
+        polynomial_decay,
+        {"initial": (0.3, 0.2), "power": (0.5, 1.0), "scale": (1.0, 0.1)},
+    ),
+    "piecewise_constant": (
+        piecewise,
+        {"first": (0.3, 1.0), "second": (0.1, 0.2), "third": (0.2, 0.0), "one": (2, 1),
+         "other": (5, 8)},
+    ),
+    "warmup": (
+        warmed_decay,
+        {"initial": (0.3, 0.2), "rate": (0.1, 0.5), "warmup_steps": (4, 0)},
+    ),
+    "one_cycle": (
+        one_cycle,
+        {"peak": (0.3, 0.2), "total_steps": (10, 7), "rise": (0.4, 1.0), "start": (0.1, 0.0),
+         "end": (0.01, 0.0)},
+    ),
+    "one_cycle cosine": (
+        cosine_cycle,
+        {"peak": (0.3, 0.2), "total_steps": (10, 7), "rise": (0.4, 0.0), "start": (0.1, 0.0),
+         "end": (0.01, 0.0)},
+    ),
+    "warmup_stable_decay": (
+        warmup_stable_decay,
+        {"peak": (0.3, 0.2), "total_steps": (10, 9), "warmup_steps": (4, 0),
+         "decay_steps": (3, 9), "end": (0.1, 0.0)},
+    ),
+}  # fmt: skip
 SCHEDULES = {
-    "warmup_cosine": warmup_cosine(0.3, 10, 4, 0.1),
-    "linear_anneal": linear_anneal(0.3, 10, 0.1),
-    "noise_anneal": noise_anneal(),
+    name: factory(**{argument: first for argument, (first, _) in numbers.items()})
+    for name, (factory, numbers) in FACTORIES.items()
 }
 
 
@@ -139,11 +221,52 @@ def test_values_are_float64_where_numbers_are(schedule):
     np.testing.assert_allclose(values, schedule(np.arange(12)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_number_may_be_traced_swept_or_a_schedule(name):
+    factory, numbers = FACTORIES[name]
+    counts = jnp.arange(24)
+    traces = 0
+
+    @jax.jit
+    def values(numbers: dict[str, Any]) -> jax.Array:
+        nonlocal traces
+        traces += 1
+        return factory(**numbers)(counts)
+
+    choices = [{name: float(two[which]) for name, two in numbers.items()} for which in (0, 1)]
+    expected = [jax.jit(factory(**choice))(counts) for choice in choices]
+    for choice, row in zip(choices, expected, strict=True):
+        np.testing.assert_allclose(values(choice), row, rtol=1e-6, atol=1e-8)
+        scheduled = {name: lambda count, number=number: number for name, number in choice.items()}
+        np.testing.assert_allclose(jax.jit(factory(**scheduled))(counts), row, rtol=1e-6, atol=1e-8)
+    assert traces == 1
+    swept = jax.vmap(values)({name: jnp.array(two) for name, two in numbers.items()})
+    np.testing.assert_allclose(swept, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("which", [0, 1])
+def test_gradients_are_finite(name, which):
+    factory, numbers = FACTORIES[name]
+    numbers = {argument: jnp.float32(two[which]) for argument, two in numbers.items()}
+    total = jax.jit(lambda numbers: jnp.sum(factory(**numbers)(jnp.arange(24))))
+    slopes = jax.grad(total)(numbers)
+    assert all(np.isfinite(slope) for slope in slopes.values())
+    assert any(slope != 0 for slope in slopes.values())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
+def test_no_value_is_negative_or_above_the_largest_number(schedule):
+    values = jax.jit(schedule)(jnp.append(jnp.arange(200), jnp.array([MANY, MANY + 1])))
+    assert np.all((values >= 0) & (values <= np.float32(0.3)))
+    np.testing.assert_allclose(values[-1], schedule(MANY + 1), rtol=1e-5)
+
+
 def test_float64_values_are_exact_to_float64():
     with jax.enable_x64(True):
         t = 123_457
         value = float(warmup_cosine(0.3, 1_000_003, 1_001)(t - 1))
-        assert value == pytest.approx(cosine(t, 0.3, 1_000_003, 1_001, 0.0), rel=1e-14)
+        assert value == pytest.approx(half_cosine(t, 0.3, 1_000_003, 1_001, 0.0), rel=1e-14)
         value = float(linear_anneal(0.3, 1_000_003)(t - 1))
         assert value == pytest.approx(0.3 * (1 - t / 1_000_003), rel=1e-14)
 
@@ -167,16 +290,16 @@ def test_lengths_may_be_traced_and_do_not_compile_anew():
         return rate, linear_anneal(1.0, total_steps)(counts)
 
     lengths = [(10, 4), (12, 1), (20, 0), (7, 6)]
-    for total, warmup in lengths:
-        rate, annealed = values(total, warmup)
+    for total, w in lengths:
+        rate, annealed = values(total, w)
         np.testing.assert_allclose(
-            rate, [cosine(t, 4.0, total, warmup, 1.0) for t in range(1, 21)], rtol=1e-5
+            rate, [half_cosine(t, 4.0, total, w, 1.0) for t in range(1, 21)], rtol=1e-5
         )
         np.testing.assert_allclose(annealed, np.maximum(1 - np.arange(1, 21) / total, 0), atol=1e-6)
     assert traces == 1
     swept, _ = jax.vmap(values)(*map(jnp.array, zip(*lengths, strict=True)))
-    for row, (total, warmup) in zip(swept, lengths, strict=True):
-        np.testing.assert_allclose(row, values(total, warmup)[0], rtol=1e-6)
+    for row, (total, w) in zip(swept, lengths, strict=True):
+        np.testing.assert_allclose(row, values(total, w)[0], rtol=1e-6)
 
 
 def test_hyperparameters_of_schedules_may_be_schedules_and_arrays():
@@ -186,10 +309,225 @@ def test_hyperparameters_of_schedules_may_be_schedules_and_arrays():
     assert_close(total(np.arange(5)), np.array([0.75, 0.5, 0.25, 0.0, 0.0]))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (constant(0.5), [0.5] * 6),
+        (constant(math.inf), [math.inf] * 6),
+        (cosine(4.0, 4, 2.0), [2 + 1 + math.sqrt(0.5), 3.0, 3 - math.sqrt(0.5), 2.0, 2.0, 2.0]),
+        (cosine_restarts(4.0, 2, end=2.0), [4.0, 3.0, 4.0, 3.0, 4.0, 3.0]),
+        (cosine_restarts(4.0, 1, 2.0), [4.0, 4.0, 2.0, 4.0, 2 + math.sqrt(2), 2.0]),
+        (cosine_restarts(4.0, 2, 1.5), [4.0, 2.0, 4.0, 3.0, 1.0, 4.0]),  # 2, 3 and 4.5 steps
+        (step_decay(8.0, 0.5, 2), [8.0, 8.0, 4.0, 4.0, 2.0, 2.0]),
+        (step_decay(8.0, 0.0, 2), [8.0, 8.0, 0.0, 0.0, 0.0, 0.0]),
+        (exponential_decay(8.0, 0.5), [8.0, 4.0, 2.0, 1.0, 0.5, 0.25]),
+        (exponential_decay(8.0, 0.0), [8.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+        (exponential_decay(8.0, rate=math.log(2)), [8.0, 4.0, 2.0, 1.0, 0.5, 0.25]),
+        (polynomial_decay(6.0, 1.0), [6.0, 3.0, 2.0, 1.5, 1.2, 1.0]),
+        (polynomial_decay(6.0, 0.5, 3.0), [6 / math.sqrt(n) for n in (1, 4, 7, 10, 13, 16)]),
+        (polynomial_decay(6.0, 0.0), [6.0] * 6),
+        (piecewise_constant([1.0, 3.0, 2.0], [2, 3]), [1.0, 1.0, 3.0, 2.0, 2.0, 2.0]),
+        (piecewise_constant([math.inf, 3], [1]), [math.inf, 3.0, 3.0, 3.0, 3.0, 3.0]),
+        (piecewise_constant([3.0], []), [3.0] * 6),
+        (warmup(6.0, 3), [2.0, 4.0, 6.0, 6.0, 6.0, 6.0]),
+        (warmup(polynomial_decay(6.0, 1.0), 3), [2.0, 4.0, 6.0, 6.0, 3.0, 2.0]),
+        (warmup(polynomial_decay(6.0, 1.0), 0), [6.0, 3.0, 2.0, 1.5, 1.2, 1.0]),
+        (one_cycle(4.0, 5, 0.6, start=1.0, end=2.0), [2.0, 3.0, 4.0, 3.0, 2.0, 2.0]),
+        (one_cycle(4.0, 4, 0.5, shape="cosine"), [2.0, 4.0, 2.0, 0.0, 0.0, 0.0]),
+        (one_cycle(4.0, 4, 0.0), cosine(4.0, 4)(np.arange(6)).tolist()),
+        (one_cycle(4.0, 4, 1.0), [1.0, 2.0, 3.0, 0.0, 0.0, 0.0]),
+        (warmup_stable_decay(4.0, 5, 2, 2, 1.0), [2.0, 4.0, 4.0, 2.5, 1.0, 1.0]),
+        (warmup_stable_decay(4.0, 4, 2, 2), [2.0, 4.0, 2.0, 0.0, 0.0, 0.0]),
+        (warmup_stable_decay(4.0, 4, 0, 4), [3.0, 2.0, 1.0, 0.0, 0.0, 0.0]),
+    ],
+)  # fmt: skip
+def test_by_hand(schedule, expected):
+    np.testing.assert_allclose(schedule(np.arange(6)), expected, rtol=1e-6, atol=1e-6)
+
+
+@jax.jit
+def table_of_shapes(peak: Any, low: Any, total_steps: Any, part: Any, fall: Any) -> Any:
+    """Compiled once, for arguments of every value."""
+    counts = jnp.arange(700)
+    rise = part / total_steps
+    straight = one_cycle(peak, total_steps, rise, start=low, end=low)
+    curved = one_cycle(peak, total_steps, rise, start=low, end=low, shape="cosine")
+    plateau = warmup_stable_decay(peak, total_steps, part, fall, low)
+    return straight(counts), curved(counts), plateau(counts)
+
+
+@modest
+@given(rates, st.floats(0.0, 1.0, width=32), st.integers(1, 300), st.integers(1, 300))
+def test_shapes_go_up_to_the_peak_and_down_to_the_end(peak, fraction, part, fall):
+    low, total = float(np.float32(peak * fraction)), part + 7 + fall
+    *cycles, plateau = map(np.asarray, table_of_shapes(peak, low, total, part, fall))
+    for values in cycles:
+        assert np.all(values[total - 1 :] == np.float32(low))
+        assert values[part - 1] == peak
+        assert np.all(np.diff(values[:part]) >= -1e-6 * peak)
+        assert np.all(np.diff(values[part:]) <= 1e-6 * peak)
+        # No jump: half a cosine is at most pi / 2 times as steep as a straight line.
+        steepest = np.pi / 2 / min(part, total - part) * (peak - low) + 1e-6 * peak
+        assert np.all(np.abs(np.diff(values)) <= steepest)
+        assert np.all((values >= low * (1 - 1e-6)) & (values <= peak * (1 + 1e-6)))
+    t = np.arange(1, 701)
+    straight = cycles[0][: part - 1]
+    np.testing.assert_allclose(straight, low + (peak - low) * t[: part - 1] / part, rtol=1e-5)
+    assert np.all(plateau[total - 1 :] == np.float32(low))
+    assert np.all(plateau[part - 1 : part + 7] == peak)
+    corners = [0, part, part + 7, total, 10**4]
+    expected = np.interp(t, corners, [0.0, peak, peak, low, low])
+    np.testing.assert_allclose(plateau, expected, rtol=1e-4, atol=1e-6 * peak)
+
+
+@pytest.mark.parametrize("steps", [41, 61, 97, 100])
+def test_boundaries_are_exact_though_xla_divides_by_multiplying(steps):
+    # The last multiple below the largest int32, where neighbouring float32 are 128 apart.
+    last = (MANY // steps) * steps
+    counts = np.array([0, steps - 1, steps, 9 * steps - 1, 9 * steps, last - 1, last])
+    for compiled in (jax.jit, lambda function: function):
+        falls = compiled(step_decay(1.0, 0.5, steps))(counts[:5])
+        np.testing.assert_array_equal(falls, 0.5 ** (counts[:5] // steps))
+        assert compiled(step_decay(1.0, 0.5, last))(counts[5:]).tolist() == [1.0, 0.5]
+        assert compiled(piecewise_constant([1.0, 2.0], [last]))(counts[5:]).tolist() == [1.0, 2.0]
+        cycles = jax.jit(cosine_restarts(0.3, steps))(counts)
+        np.testing.assert_array_equal(cycles == np.float32(0.3), counts % steps == 0)
+
+
+def cycle_starts(first: int, multiplier: float, steps: int) -> list[int]:
+    """The definition, in exact arithmetic, past `steps`."""
+    starts, total, power = [0], Fraction(0), Fraction(1)
+    while starts[-1] <= steps:
+        total, power = total + power, power * Fraction(multiplier)
+        starts.append(round(first * total))
+    return starts
+
+
+RESTARTS = jax.jit(lambda *lengths: cosine_restarts(2.0, *lengths, 0.5)(jnp.arange(5000)))
+
+
+@pytest.mark.parametrize(
+    ("first", "multiplier"),
+    [(1, 1.0), (1, 2.0), (2, 1.0), (7, 1.25), (10, 1.5), (10, 2.0), (41, 1.0), (3, 3.0),
+     (100, 1.125), (5000, 2.0), (6000, 1.0), (10, 1e6)],
+)  # fmt: skip
+def test_restarts_are_a_plain_loop(first, multiplier):
+    expected = []
+    starts = cycle_starts(first, multiplier, 5000)
+    for start, following in pairwise(starts):
+        for done in range(min(following, 5000) - start):
+            fall = (1 + math.cos(math.pi * done / (following - start))) / 2
+            expected.append(0.5 + 1.5 * fall)
+    values = RESTARTS(first, multiplier)
+    np.testing.assert_allclose(values, expected, rtol=3e-6)
+    assert np.all(values[np.array([start for start in starts if start < 5000])] == 2.0)
+    assert RESTARTS._cache_size() == 1
+
+
+@pytest.mark.parametrize("multiplier", [1.01, 1.1, 1.7])
+def test_restarts_of_any_multiplier_are_exact_in_float64(multiplier):
+    starts = np.array(cycle_starts(9, multiplier, 20_000)[:-1])
+    with jax.enable_x64(True):
+        schedule = jax.jit(cosine_restarts(2.0, 9, multiplier))
+        assert np.all(schedule(starts) == 2.0)
+        assert np.all(schedule(starts[1:] - 1) < 1.0)
+
+
+def test_restarts_go_on_to_the_largest_int32():
+    starts = np.array([10 * (2**cycle - 1) for cycle in range(21)])
+    schedule = jax.jit(cosine_restarts(0.3, 10, 2.0))
+    assert np.all(schedule(starts) == np.float32(0.3))
+    assert np.all(schedule(starts[1:] - 1) < 0.01)
+    done, length = MANY + 1 - 10 * (2**27 - 1), 10 * 2**27
+    expected = 0.15 * (1 + math.cos(math.pi * done / length))
+    assert float(schedule(MANY + 1)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("total", "w"), [(20, 4), (61, 41), (20, 0)])
+def test_a_warmed_cosine_is_warmup_cosine_after_the_warmup(total, w):
+    counts = np.arange(total + 5)
+    warmed = np.asarray(warmup(cosine(0.3, total - w, 0.1), w)(counts))
+    expected = np.asarray(warmup_cosine(0.3, total, w, 0.1)(counts))
+    np.testing.assert_allclose(warmed[w:], expected[w:], rtol=1e-6)
+    flat = np.asarray(warmup(0.3, w)(counts))
+    np.testing.assert_allclose(flat[:w], expected[:w], rtol=1e-6)
+
+
+def test_warmup_hands_schedules_no_count_below_zero():
+    seen = []
+
+    def schedule(count):
+        seen.append(np.asarray(count))
+        return 0.3
+
+    warmup(schedule, 4)(np.arange(7))
+    np.testing.assert_array_equal(seen, [[0, 0, 0, 0, 0, 1, 2]])
+
+
+COUNTS = np.arange(60)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "later"),
+    [
+        (constant(0.3), optax.constant_schedule(0.3), 0),
+        (exponential_decay(0.3, 0.9), optax.exponential_decay(0.3, 1, 0.9), 0),
+        (exponential_decay(0.3, rate=0.1), optax.exponential_decay(0.3, 1, math.exp(-0.1)), 0),
+        (step_decay(0.3, 0.5, 8), optax.exponential_decay(0.3, 8, 0.5, staircase=True), 0),
+        (piecewise_constant([0.3, 0.03, 0.06], [10, 20]),
+         optax.piecewise_constant_schedule(0.3, {10: 0.1, 20: 2.0}), 0),
+        (cosine(0.3, 40, 0.03), optax.cosine_decay_schedule(0.3, 40, alpha=0.1), 1),
+        (cosine_restarts(0.3, 10, 2.0, 0.1),
+         optax.sgdr_schedule([
+             {"init_value": 0.3, "peak_value": 0.3, "warmup_steps": 0, "decay_steps": steps,
+              "end_value": 0.1} for steps in (10, 20, 40)
+         ]), 0),
+        (one_cycle(0.3, 40, 0.3, start=0.3 / 25, end=0.3 / 25e4, shape="cosine"),
+         optax.cosine_onecycle_schedule(40, 0.3), 1),
+    ],
+    ids=["constant", "exponential", "rate", "step", "piecewise", "cosine", "restarts", "one cycle"],
+)  # fmt: skip
+def test_equals_optax(ours, theirs, later):
+    expected = [float(theirs(int(count) + later)) for count in COUNTS]
+    np.testing.assert_allclose(ours(COUNTS), expected, rtol=2e-5, atol=1e-8)
+
+
+def test_float64_values_of_decays_are_exact_to_float64():
+    with jax.enable_x64(True):
+        t = 12_345
+        for schedule, expected in (
+            (step_decay(0.3, 0.99, 7), 0.3 * 0.99 ** (t // 7)),
+            (exponential_decay(0.3, 0.9999), 0.3 * 0.9999**t),
+            (exponential_decay(0.3, rate=1e-4), 0.3 * math.exp(-1e-4 * t)),
+            (polynomial_decay(0.3, 0.5, 0.1), 0.3 / math.sqrt(0.1 * t + 1)),
+            (warmup_stable_decay(0.3, 20_000, 11, 10_000), 0.3 * (20_000 - t - 1) / 10_000),
+            (one_cycle(0.3, 20_000, 0.75), 0.3 * (t + 1) / 15_000),
+            (warmup(polynomial_decay(0.3), 11), 0.3 / math.sqrt(t - 11 + 1)),
+        ):
+            assert float(schedule(t)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [
+    step_decay(0.3, 0.5, 3), exponential_decay(0.3, 0.9), exponential_decay(0.3, rate=0.1),
+    polynomial_decay(0.3, 0.7), cosine_restarts(0.3, 10, 1.5, 0.1),
+    piecewise_constant([0.3, 0.1], [5]),
+])  # fmt: skip
+def test_the_first_step_takes_exactly_the_first_value(schedule):
+    for compiled in (jax.jit, lambda function: function):
+        assert float(compiled(schedule)(0)) == float(compiled(schedule)(np.arange(64))[0])
+        assert float(compiled(schedule)(0)) == np.float32(0.3)
+
+
+def test_elements_of_piecewise_constant_may_be_an_array():
+    values = jax.jit(lambda values, boundaries: piecewise_constant(values, boundaries)(COUNTS[:4]))
+    found = values(jnp.array([0.5, 0.25]), jnp.array([2.0]))  # as `inject_hyperparams` has them
+    assert found.tolist() == [0.5, 0.5, 0.25, 0.25]
+
+
 def test_gradients_at_the_ends_are_finite():
-    for total, warmup, t in ((4.0, 0.0, 1.0), (4.0, 4.0, 4.0), (4.0, 1.0, 9.0)):
+    for total, w, t in ((4.0, 0.0, 1.0), (4.0, 4.0, 4.0), (4.0, 1.0, 9.0)):
         slopes = jax.grad(lambda w, T, t=t: warmup_cosine(1.0, T, w)(t - 1), (0, 1))(
-            jnp.float32(warmup), jnp.float32(total)
+            jnp.float32(w), jnp.float32(total)
         )
         assert np.all(np.isfinite(slopes))
 
@@ -214,6 +552,54 @@ def test_gradients_at_the_ends_are_finite():
         (lambda: linear_anneal(1.0, 10, math.inf), r"end must be in \(-inf, inf\).* got inf"),
         (lambda: noise_anneal(-0.01), r"eta must be in \[0, inf\).* got -0.01"),
         (lambda: noise_anneal(0.01, math.nan), r"gamma must be in \[0, inf\).* got nan"),
+        (lambda: constant(-1.0), r"value must be in \[0, inf\].* got -1.0"),
+        (lambda: cosine(-1.0, 10), r"peak must be in \[0, inf\).* got -1.0"),
+        (lambda: cosine(1.0, 0), r"total_steps must be in \(0, inf\).* got 0"),
+        (lambda: cosine_restarts(math.nan, 10), r"peak must be in \[0, inf\).* got nan"),
+        (lambda: cosine_restarts(1.0, 0), r"first_steps .*whole number in \[1, inf\).* got 0"),
+        (lambda: cosine_restarts(1.0, 2.5), r"first_steps .*whole number in \[1, inf\).* got 2.5"),
+        (lambda: cosine_restarts(1.0, 2, 0.5), r"multiplier must be in \[1, inf\).* got 0.5"),
+        (lambda: cosine_restarts(1.0, 2, 1.0, -1), r"end must be in \[0, inf\).* got -1"),
+        (lambda: step_decay(-1.0, 0.5, 2), r"initial must be in \[0, inf\).* got -1.0"),
+        (lambda: step_decay(1.0, 1.5, 2), r"factor must be in \[0, 1\].* got 1.5"),
+        (lambda: step_decay(1.0, 0.5, 0), r"period must be a whole number in \[1, inf\).* got 0"),
+        (lambda: exponential_decay(-1.0, 0.5), r"initial must be in \[0, inf\).* got -1.0"),
+        (lambda: exponential_decay(1.0, 1.5), r"factor must be in \[0, 1\].* got 1.5"),
+        (lambda: exponential_decay(1.0, rate=-0.5), r"rate must be in \[0, inf\).* got -0.5"),
+        (lambda: exponential_decay(1.0), r"one of factor and rate, got factor=None and rate=None"),
+        (lambda: exponential_decay(1.0, 0.5, rate=1.0),
+         r"one of factor and rate, got factor=0.5 and rate=1.0"),
+        (lambda: polynomial_decay(-1.0), r"initial must be in \[0, inf\).* got -1.0"),
+        (lambda: polynomial_decay(1.0, -0.5), r"power must be in \[0, inf\).* got -0.5"),
+        (lambda: polynomial_decay(1.0, 0.5, -1), r"scale must be in \[0, inf\).* got -1"),
+        (lambda: piecewise_constant([1.0], [2]),
+         r"values must be one more than the 1 boundaries, got 1"),
+        (lambda: piecewise_constant([1.0, -2.0], [2]),
+         r"values\[1\] must be in \[0, inf\].* got -2.0"),
+        (lambda: piecewise_constant([1.0, 2.0], [0]),
+         r"boundaries\[0\] must be a whole number in \[1, inf\).* got 0"),
+        (lambda: piecewise_constant([1.0, 2.0, 3.0], [5, 5]),
+         r"boundaries must increase strictly, got 5 after 5"),
+        (lambda: piecewise_constant([1.0, 2.0, 3.0, 4.0], [5, jnp.array(6), 4]),
+         r"boundaries must increase strictly, got 4 after 5"),
+        (lambda: warmup(-1.0, 2), r"schedule must be in \[0, inf\).* got -1.0"),
+        (lambda: warmup(1.0, -2), r"warmup_steps must be a whole number in \[0, inf\).* got -2"),
+        (lambda: warmup(1.0, 2.5), r"warmup_steps .*whole number in \[0, inf\).* got 2.5"),
+        (lambda: one_cycle(-1.0, 10), r"peak must be in \[0, inf\).* got -1.0"),
+        (lambda: one_cycle(1.0, 0), r"total_steps must be in \(0, inf\).* got 0"),
+        (lambda: one_cycle(1.0, 10, 1.5), r"rise must be in \[0, 1\].* got 1.5"),
+        (lambda: one_cycle(1.0, 10, start=-1), r"start must be in \[0, inf\).* got -1"),
+        (lambda: one_cycle(1.0, 10, end=-1), r"end must be in \[0, inf\).* got -1"),
+        (lambda: one_cycle(1.0, 10, shape="up"),
+         r"shape must be one of 'linear', 'cosine', got 'up'"),
+        (lambda: warmup_stable_decay(-1.0, 9, 2, 3), r"peak must be in \[0, inf\).* got -1.0"),
+        (lambda: warmup_stable_decay(1.0, 0, 2, 3), r"total_steps must be in \(0, inf\).* got 0"),
+        (lambda: warmup_stable_decay(1.0, 9, -2, 3),
+         r"warmup_steps must be in \[0, inf\).* got -2"),
+        (lambda: warmup_stable_decay(1.0, 9, 2, 0), r"decay_steps must be in \(0, inf\).* got 0"),
+        (lambda: warmup_stable_decay(1.0, 9, 2, 3, -1), r"end must be in \[0, inf\).* got -1"),
+        (lambda: warmup_stable_decay(1.0, 9, 5, 5),
+         r"total_steps must be at least warmup_steps \+ decay_steps, 5 \+ 5, got 9"),
         (lambda: check_lengths(5, 7.5), r"total_steps .* greater than warmup_steps, 7.5, got 5"),
         (lambda: check("k", 2.5, "[1, inf)", whole=True),
          r"k must be a whole number in \[1, inf\).* got 2.5"),
@@ -224,8 +610,9 @@ def test_gradients_at_the_ends_are_finite():
     ],
 )  # fmt: skip
 def test_errors_name_argument_range_and_value(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         call()
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

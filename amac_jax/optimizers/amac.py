@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from amac_jax.optimizers.classic import adam_core
+from amac_jax.optimizers.classic import core
 from amac_jax.optimizers.compose import check_named, compose, takes_techniques
 from amac_jax.schedules import Hyperparameter, linear_anneal, product, warmup_cosine
 
@@ -83,22 +83,56 @@ def amac(
       Johnson, AMaC: Adaptive Momentum and Cosine Annealing, 2024,
       https://github.com/godsonj64/AMaC-Optimizer.
     """
-    check_named(learning_rate=learning_rate, noise=noise, weight_decay=weight_decay)
+    check_named(learning_rate=learning_rate, weight_decay=weight_decay)
     warmup = product(total_steps, 0.1) if warmup_steps is None else warmup_steps
-    start = product(total_steps, 0.75) if average_start is None else average_start
-    return compose(
-        adam_core(b1, b2, eps),
-        warmup_cosine(learning_rate, total_steps, warmup),
-        centralize=centralize,
-        noise=None if noise is None else linear_anneal(noise, total_steps),
-        key=key,
-        clip_value=clip_value,
+    around = amac_techniques(
+        total_steps,
         momentum=momentum,
-        dampening=momentum if dampening is None else dampening,  # pyright: ignore
-        weight_decay=None if weight_decay is None else linear_anneal(weight_decay, total_steps),
+        dampening=dampening,
+        centralize=centralize,
+        noise=noise,
+        clip_value=clip_value,
         sync_period=sync_period,
         slow_step_size=slow_step_size,
-        average_start=start,
+        average_start=average_start,
         average_period=average_period,
-        **techniques,
     )
+    return compose(
+        core(optax.scale_by_adam, b1=b1, b2=b2, eps=eps),
+        warmup_cosine(learning_rate, total_steps, warmup),
+        key=key,
+        weight_decay=None if weight_decay is None else linear_anneal(weight_decay, total_steps),
+        **{**around, **techniques},
+    )
+
+
+def amac_techniques(
+    total_steps: Hyperparameter,
+    *,
+    momentum: Hyperparameter | None = 0.9,
+    dampening: Hyperparameter | None = None,
+    centralize: Hyperparameter | None = True,
+    noise: Hyperparameter | None = 0.01,
+    clip_value: Hyperparameter | None = 1.0,
+    sync_period: Hyperparameter | None = 5,
+    slow_step_size: Hyperparameter = 0.5,
+    average_start: Hyperparameter | None = None,
+    average_period: Hyperparameter = 5,
+) -> dict[str, Any]:
+    """What AMaC puts around its core, as keywords of `compose`; `amac` says what they are.
+
+    Example:
+      >>> tx = compose(optax.scale_by_lion(), 1e-4, **amac_techniques(1000))
+    """
+    check_named(noise=noise)
+    return {
+        "momentum": momentum,
+        "dampening": momentum if dampening is None else dampening,
+        "centralize": centralize,
+        "noise": None if noise is None else linear_anneal(noise, total_steps),
+        "clip_value": clip_value,
+        "sync_period": sync_period,
+        "slow_step_size": slow_step_size,
+        "average_start": product(total_steps, 0.75) if average_start is None else average_start,
+        "average_period": average_period,
+    }

@@ -16,6 +16,7 @@ from amac_jax.schedules import Hyperparameter, as_schedule, check, product
 from amac_jax.transforms.averaging import average_weights
 from amac_jax.transforms.centralization import centralize as centralize_gradients
 from amac_jax.transforms.clipping import clip_by_global_norm, clip_by_value
+from amac_jax.transforms.layerwise import Multipliers, scale_by_layer
 from amac_jax.transforms.lookahead import lookahead
 from amac_jax.transforms.momentum import heavy_ball
 from amac_jax.transforms.noise import Sampler, inject_noise
@@ -39,6 +40,8 @@ def compose(
     dampening: Hyperparameter = 0.0,
     weight_decay: Hyperparameter | None = None,
     decay_mask: Mask | None = None,
+    layer_scale: Multipliers | None = None,
+    plateau: optax.GradientTransformation | None = None,
     sync_period: Hyperparameter | None = None,
     slow_step_size: Hyperparameter = 0.5,
     average_start: Hyperparameter | None = None,
@@ -50,7 +53,8 @@ def compose(
     """An optimizer: `core`, with the techniques that are asked for around it.
 
     g -> clip by global norm -> centralize -> core -> noise -> clip by value -> times -eta_t
-      -> heavy ball -> weight decay -> lookahead -> averaging -> u;   theta <- theta + u
+      -> heavy ball -> weight decay -> layer scale -> plateau -> lookahead -> averaging -> u
+    theta <- theta + u
 
     Everything is computed in at least float32. A technique left None is not in the chain; one
     at its off value is there, with its state, and is the identity.
@@ -70,6 +74,10 @@ def compose(
       weight_decay: lambda; a step removes eta_t lambda_t of a weight. Off: 0. See
         `decay_weights`.
       decay_mask: what decays; None is the kernels by `fan_in_axes`, True every leaf.
+      layer_scale: multipliers of whole updates, decay included, by path. Off: 1. See
+        `scale_by_layer`.
+      plateau: a transformation that scales whole updates by what it is told of the run, such as
+        `reduce_on_plateau()`; then `update` needs its extra arg, `value`.
       sync_period: in steps, >= 1. See `lookahead`.
       slow_step_size: in [0, 1]. Off: 1.
       average_start: the first step averaged. Off: inf. See `average_weights`.
@@ -135,6 +143,10 @@ def compose(
         stages["decay_weights"] = decay_weights(
             product(learning_rate, weight_decay), mask=decay_mask
         )
+    if layer_scale is not None:
+        stages["scale_by_layer"] = scale_by_layer(layer_scale)
+    if plateau is not None:
+        stages["plateau"] = plateau
     if sync_period is not None:
         stages["lookahead"] = lookahead(sync_period, slow_step_size)
     if average_start is not None:
@@ -181,7 +193,7 @@ def check_named(**values: Any) -> None:
             check(name, value, _RANGES[name], whole=name in ("sync_period", "average_period"))
 
 
-Factory = TypeVar("Factory", bound=Callable[..., optax.GradientTransformationExtraArgs])
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 def takes_techniques(factory: Factory) -> Factory:

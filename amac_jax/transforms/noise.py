@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax.keys import key_data, typed_key
 from amac_jax.precision import widen
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
@@ -74,12 +75,11 @@ def inject_noise(
     sample = _sampler(sampler)
 
     def init(params: optax.Params) -> InjectNoiseState:
-        return InjectNoiseState(count=jnp.zeros([], jnp.int32), key=_key_data(key))
+        return InjectNoiseState(count=jnp.zeros([], jnp.int32), key=key_data(key))
 
     def update(updates, state, params=None, **extra_args):
         sigma = value_at(scale, state.count)
-        typed_key = jax.random.wrap_key_data(state.key, impl=_key_impl(key))
-        noise = sample(typed_key, state.count, widen(updates))
+        noise = sample(typed_key(state.key, like=key), state.count, widen(updates))
 
         def add(update, xi):
             wide = widen(update)
@@ -96,22 +96,6 @@ def inject_noise(
 
 def _root_mean_square(leaf: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(leaf))) / max(leaf.size, 1)).astype(leaf.dtype)
-
-
-def _is_typed(key: Any) -> bool:
-    return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-
-
-def _key_impl(key: Any) -> Any:
-    return jax.random.key_impl(key) if _is_typed(key) else None
-
-
-def _key_data(key: Any) -> jax.Array:
-    if not _is_typed(key) and jnp.ndim(key) == 0:
-        # A seed; `optax.inject_hyperparams` may hand it over as a float.
-        key = jax.random.key(key if isinstance(key, int) else jnp.asarray(key).astype(jnp.int32))
-    data = jax.random.key_data(key) if _is_typed(key) else key
-    return jnp.array(data, dtype=jnp.uint32, copy=True)
 
 
 def _sampler(sampler: str | Sampler) -> Sampler:

@@ -32,7 +32,7 @@ def recorded_chain(
     hold them: clip_fraction, the share of elements that stage "clip_by_value" changed;
     first_moment_norm and second_moment_norm, of the fields `mu` and `nu` of stage "core";
     momentum_norm, of `velocity`; slow_distance ||theta + u - phi||, of `slow`; averaged_count,
-    of `averaged`.
+    of `averaged`; plateau_scale, of the field `scale` of stage "plateau".
 
     Args:
       stages: transformations by name.
@@ -89,6 +89,9 @@ def recorded_chain(
             values["slow_distance"] = global_norm(distance)
         if found := _fields(inner, "averaged"):
             values["averaged_count"] = found[0]
+        if "plateau" in transforms:
+            plateau = inner[list(transforms).index("plateau")]
+            values |= {"plateau_scale": scale for scale in _fields(plateau, "scale")[:1]}
         return {name: value.astype(jnp.float32) for name, value in values.items()}
 
     def update(updates, state, params=None, **extra_args):

@@ -1,0 +1,436 @@
+"""Each classic optimizer against its equation in NumPy, and against Optax's own."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import amac_jax
+from tests.helpers import assert_close, normals, train
+
+STEPS = 100
+SHAPES = {"kernel": (4, 3), "bias": (3,), "stack": (2, 3, 2), "scalar": ()}
+KERNELS = ("kernel", "stack")
+
+
+# The references: the parameters after each step, one leaf at a time, in the dtype they are given.
+Weights = Iterator[np.ndarray]
+
+
+def sgd(w, gradients, eta) -> Weights:
+    for g in gradients:
+        w = w - eta * g
+        yield w
+
+
+def momentum(w, gradients, eta, beta, dampening) -> Weights:
+    v = 0
+    for g in gradients:
+        v = beta * v + (1 - dampening) * g
+        w = w - eta * v
+        yield w
+
+
+def nesterov(w, gradients, eta, beta) -> Weights:
+    """In terms of the point the gradient is taken at; see the test of the equivalence below."""
+    v = 0
+    for g in gradients:
+        v = beta * v + g
+        w = w - eta * (g + beta * v)
+        yield w
+
+
+def adagrad(w, gradients, eta, eps) -> Weights:
+    s = 0
+    for g in gradients:
+        s = s + g**2
+        w = w - eta * g / np.sqrt(s + eps)
+        yield w
+
+
+def rmsprop(w, gradients, eta, gamma, eps) -> Weights:
+    s = 0
+    for g in gradients:
+        s = gamma * s + (1 - gamma) * g**2
+        w = w - eta * g / np.sqrt(s + eps)
+        yield w
+
+
+def moments(gradients, b1, b2):
+    m = v = 0
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        yield t, g, m, v
+
+
+def adam(w, gradients, eta, b1, b2, eps, decay=0.0) -> Weights:
+    for t, _, m, v in moments(gradients, b1, b2):
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        w = w - eta * (m_hat / (np.sqrt(v_hat) + eps) + decay * w)
+        yield w
+
+
+def amsgrad(w, gradients, eta, b1, b2, eps, bias_corrected) -> Weights:
+    largest = 0
+    for t, _, m, v in moments(gradients, b1, b2):
+        largest = np.maximum(largest, v / (1 - b2**t) if bias_corrected else v)
+        w = w - eta * (m / (1 - b1**t)) / (np.sqrt(largest) + eps)
+        yield w
+
+
+def adamax(w, gradients, eta, b1, b2, eps) -> Weights:
+    s = 0
+    for t, g, m, _ in moments(gradients, b1, b2):
+        s = np.maximum(b2 * s, np.abs(g) + eps)
+        w = w - eta / (1 - b1**t) * m / s
+        yield w
+
+
+def nadam(w, gradients, eta, b1, b2, eps) -> Weights:
+    for t, g, m, v in moments(gradients, b1, b2):
+        m_bar = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+        w = w - eta * m_bar / (np.sqrt(v / (1 - b2**t)) + eps)
+        yield w
+
+
+def radam(w, gradients, eta, b1, b2, eps, threshold) -> Weights:
+    most = 2 / (1 - b2) - 1
+    for t, _, m, v in moments(gradients, b1, b2):
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        rho = most - 2 * t * b2**t / (1 - b2**t)
+        if rho > threshold:
+            r = np.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+            w = w - eta * r * m_hat / (np.sqrt(v_hat) + eps)
+        else:
+            w = w - eta * m_hat
+        yield w
+
+
+def adabelief(w, gradients, eta, b1, b2, eps) -> Weights:
+    m = s = 0
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        s = b2 * s + (1 - b2) * (g - m) ** 2
+        w = w - eta * (m / (1 - b1**t)) / np.sqrt(s / (1 - b2**t) + eps)
+        yield w
+
+
+def published_adabelief(w, gradients, eta, b1, b2, eps) -> Weights:
+    m = s = 0
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        s = b2 * s + (1 - b2) * (g - m) ** 2 + eps
+        w = w - eta * (m / (1 - b1**t)) / (np.sqrt(s / (1 - b2**t)) + eps)
+        yield w
+
+
+def lion(w, gradients, eta, b1, b2, decay) -> Weights:
+    m = 0
+    for g in gradients:
+        w = w - eta * (np.sign(b1 * m + (1 - b1) * g) + decay * w)
+        m = b2 * m + (1 - b2) * g
+        yield w
+
+
+def wave(params: Any) -> jax.Array:
+    """An objective whose Hessian is diagonal, -sin(theta): random signs estimate it exactly."""
+    return jnp.asarray(optax.tree.sum(jax.tree.map(jnp.sin, params)))
+
+
+def sophia(w, gradients, eta, b1, b2, gamma, eps, interval, decay) -> Weights:
+    m = h = 0
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        if t % interval == 1:
+            h = b2 * h + (1 - b2) * -np.sin(w)
+        w = w - eta * (np.clip(m / np.maximum(gamma * h, eps), -1, 1) + decay * w)
+        yield w
+
+
+class Row(NamedTuple):
+    ours: Callable[[], optax.GradientTransformation]
+    reference: Callable[[Any, Any, float], Weights]  # (a leaf, its gradients, decay of kernels)
+    theirs: Callable[[], optax.GradientTransformation] | None = None
+    decay: float = 0.0
+
+
+ROWS = {
+    "sgd": Row(
+        lambda: amac_jax.sgd(0.01), lambda w, g, _: sgd(w, g, 0.01), lambda: optax.sgd(0.01)
+    ),
+    "momentum": Row(
+        lambda: amac_jax.momentum(1e-3),
+        lambda w, g, _: momentum(w, g, 1e-3, 0.9, 0.0),
+        lambda: optax.sgd(1e-3, momentum=0.9),
+    ),
+    "momentum, dampened": Row(
+        lambda: amac_jax.momentum(0.01, 0.8, 0.5),
+        lambda w, g, _: momentum(w, g, 0.01, 0.8, 0.5),
+        lambda: optax.sgd(0.005, momentum=0.8),
+    ),
+    "nesterov": Row(
+        lambda: amac_jax.nesterov(1e-3),
+        lambda w, g, _: nesterov(w, g, 1e-3, 0.9),
+        lambda: optax.sgd(1e-3, momentum=0.9, nesterov=True),
+    ),
+    "adagrad": Row(
+        lambda: amac_jax.adagrad(0.01),
+        lambda w, g, _: adagrad(w, g, 0.01, 1e-6),
+        lambda: optax.adagrad(0.01, initial_accumulator_value=0.0, eps=1e-6),
+    ),
+    "adagrad, eps 0.3": Row(
+        lambda: amac_jax.adagrad(0.01, eps=0.3),
+        lambda w, g, _: adagrad(w, g, 0.01, 0.3),
+        lambda: optax.adagrad(0.01, initial_accumulator_value=0.0, eps=0.3),
+    ),
+    "rmsprop": Row(
+        lambda: amac_jax.rmsprop(1e-3),
+        lambda w, g, _: rmsprop(w, g, 1e-3, 0.9, 1e-8),
+        lambda: optax.rmsprop(1e-3),
+    ),
+    "rmsprop, eps 0.3": Row(
+        lambda: amac_jax.rmsprop(1e-3, 0.99, 0.3),
+        lambda w, g, _: rmsprop(w, g, 1e-3, 0.99, 0.3),
+        lambda: optax.rmsprop(1e-3, decay=0.99, eps=0.3),
+    ),
+    "adam": Row(
+        lambda: amac_jax.adam(1e-3),
+        lambda w, g, _: adam(w, g, 1e-3, 0.9, 0.999, 1e-8),
+        lambda: optax.adam(1e-3),
+    ),
+    "adam, eps 0.3": Row(
+        lambda: amac_jax.adam(1e-3, 0.8, 0.99, 0.3),
+        lambda w, g, _: adam(w, g, 1e-3, 0.8, 0.99, 0.3),
+        lambda: optax.adam(1e-3, b1=0.8, b2=0.99, eps=0.3),
+    ),
+    "adamw": Row(
+        lambda: amac_jax.adamw(1e-3),
+        lambda w, g, decay: adam(w, g, 1e-3, 0.9, 0.999, 1e-8, decay),
+        lambda: optax.adamw(1e-3, weight_decay=0.01, mask=amac_jax.kernel_mask),
+        decay=0.01,
+    ),
+    "amsgrad": Row(
+        lambda: amac_jax.amsgrad(1e-3),
+        lambda w, g, _: amsgrad(w, g, 1e-3, 0.9, 0.999, 1e-8, False),
+        lambda: optax.chain(
+            optax.scale_by_amsgrad(bias_correction_nu=False), optax.scale_by_learning_rate(1e-3)
+        ),
+    ),
+    "amsgrad, bias_corrected": Row(
+        lambda: amac_jax.amsgrad(1e-3, 0.8, 0.99, 0.3, bias_corrected=True),
+        lambda w, g, _: amsgrad(w, g, 1e-3, 0.8, 0.99, 0.3, True),
+        lambda: optax.amsgrad(1e-3, b1=0.8, b2=0.99, eps=0.3),
+    ),
+    "adamax": Row(
+        lambda: amac_jax.adamax(1e-3),
+        lambda w, g, _: adamax(w, g, 1e-3, 0.9, 0.999, 1e-8),
+        lambda: optax.adamax(1e-3),
+    ),
+    "nadam": Row(
+        lambda: amac_jax.nadam(1e-3),
+        lambda w, g, _: nadam(w, g, 1e-3, 0.9, 0.999, 1e-8),
+        lambda: optax.nadam(1e-3),
+    ),
+    "radam": Row(
+        lambda: amac_jax.radam(1e-3),
+        lambda w, g, _: radam(w, g, 1e-3, 0.9, 0.999, 1e-8, 4.0),
+    ),
+    "radam, threshold 5": Row(  # in float32 Optax's rho_5 = 4.996 is 4.961
+        lambda: amac_jax.radam(1e-3, 0.8, 0.99, 0.3, threshold=5.0),
+        lambda w, g, _: radam(w, g, 1e-3, 0.8, 0.99, 0.3, 5.0),
+        lambda: optax.radam(1e-3, b1=0.8, b2=0.99, eps=0.3, threshold=5.0),
+    ),
+    "radam, b2 0.9999": Row(  # where Optax's rho_1 = 1 is 4.3 in float32
+        lambda: amac_jax.radam(1e-3, b2=0.9999),
+        lambda w, g, _: radam(w, g, 1e-3, 0.9, 0.9999, 1e-8, 4.0),
+    ),
+    "adabelief": Row(
+        lambda: amac_jax.adabelief(1e-3),
+        lambda w, g, _: adabelief(w, g, 1e-3, 0.9, 0.999, 1e-8),
+    ),
+    "adabelief, eps 0.3": Row(
+        lambda: amac_jax.adabelief(1e-3, 0.8, 0.99, 0.3),
+        lambda w, g, _: adabelief(w, g, 1e-3, 0.8, 0.99, 0.3),
+    ),
+    "adabelief, eps_root": Row(
+        lambda: amac_jax.adabelief(1e-3, eps=1e-3, eps_root=1e-3),
+        lambda w, g, _: published_adabelief(w, g, 1e-3, 0.9, 0.999, 1e-3),
+        lambda: optax.adabelief(1e-3, eps=1e-3, eps_root=1e-3),
+    ),
+    "lion": Row(
+        lambda: amac_jax.lion(1e-3),
+        lambda w, g, decay: lion(w, g, 1e-3, 0.9, 0.99, decay),
+        lambda: optax.lion(1e-3, weight_decay=0.1, mask=amac_jax.kernel_mask),
+        decay=0.1,
+    ),
+    "sophia": Row(
+        lambda: amac_jax.sophia(1e-3),
+        lambda w, g, decay: sophia(w, g, 1e-3, 0.96, 0.99, 0.01, 1e-12, 10, decay),
+        decay=0.2,
+    ),
+    "sophia, seldom clipped": Row(
+        lambda: amac_jax.sophia(1e-3, 0.9, 0.5, 2.0, 0.3, 3, weight_decay=None),
+        lambda w, g, _: sophia(w, g, 1e-3, 0.9, 0.5, 2.0, 0.3, 3, 0.0),
+    ),
+}
+
+
+def history(
+    tx: optax.GradientTransformation, params: Any, gradients: list[Any]
+) -> list[dict[str, np.ndarray]]:
+    """The parameters after every step; every optimizer is given the objective `wave`."""
+    tx = optax.with_extra_args_support(tx)
+    with_objective = optax.GradientTransformation(
+        tx.init, lambda updates, state, params: tx.update(updates, state, params, value_fn=wave)
+    )
+    return [jax.device_get(params) for params, _ in train(with_objective, params, gradients)]
+
+
+def problem(seed: int, dtype: str) -> tuple[Any, list[Any]]:
+    like = {name: jnp.zeros(shape, dtype) for name, shape in SHAPES.items()}
+    params = next(normals(seed, like))
+    # Gradients of very different sizes, and some that are exactly 0.
+    sizes = {"kernel": 1.0, "bias": 30.0, "stack": 0.03, "scalar": 1.0}
+    gradients = [
+        {name: g[name] * sizes[name] * (jnp.abs(g[name]) > 0.1) for name in g}
+        for g in normals(seed + 1000, like, STEPS)
+    ]
+    return params, gradients
+
+
+def references(row: Row, params: Any, gradients: list[Any]) -> list[dict[str, np.ndarray]]:
+    """Leaf by leaf, in the dtype of the parameters."""
+    leaves = {}
+    for name, param in params.items():
+        of_leaf = [np.asarray(gradient[name]) for gradient in gradients]
+        decay = row.decay if name in KERNELS else 0.0
+        leaves[name] = list(row.reference(np.asarray(param), of_leaf, decay))
+    return [{name: steps[t] for name, steps in leaves.items()} for t in range(len(gradients))]
+
+
+def difference(ours: list[Any], theirs: list[Any]) -> float:
+    """The largest of any step and element, relative to the leaf's largest weight in the run."""
+    return max(
+        float(np.max([np.abs(a[name] - b[name]) for a, b in zip(ours, theirs, strict=True)]))
+        / float(np.max([np.abs(b[name]) for b in theirs]))
+        for name in theirs[0]
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
+def test_it_is_its_equation_for_100_steps(name, dtype, tolerance, seed):
+    with jax.enable_x64(dtype == "float64"):
+        params, gradients = problem(seed, dtype)
+        ours = history(ROWS[name].ours(), params, gradients)
+        expected = references(ROWS[name], params, gradients)
+        start = jax.device_get(params)
+    assert ours[-1]["kernel"].dtype == dtype
+    assert difference(ours, expected) <= tolerance
+    # What a tolerance is worth: the parameters have moved by far more.
+    assert difference([start] * STEPS, expected) > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.theirs])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_it_is_optaxs_for_100_steps(name, dtype):
+    row = ROWS[name]
+    assert row.theirs is not None
+    with jax.enable_x64(dtype == "float64"):
+        params, gradients = problem(2, dtype)
+        ours, theirs = (history(make(), params, gradients) for make in (row.ours, row.theirs))
+    assert difference(ours, theirs) <= 1e-6
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+def test_nesterov_is_the_gradient_taken_one_step_ahead(beta):
+    """v <- beta v + grad L(w - eta beta v), w <- w - eta v, with theta = w - eta beta v."""
+    eta, curvature = 0.05, np.array([1.0, 4.0, 9.0])
+
+    def gradient(at):
+        return curvature * at + np.cos(at)
+
+    w, v, ahead = np.array([1.0, -2.0, 0.5]), 0.0, []
+    for _ in range(STEPS):
+        v = beta * v + gradient(w - eta * beta * v)
+        w = w - eta * v
+        ahead.append(w - eta * beta * v)
+    with jax.enable_x64(True):
+        tx = amac_jax.nesterov(eta, beta)
+        theta = jnp.array([1.0, -2.0, 0.5])
+        state = tx.init(theta)
+        for expected in ahead:
+            updates, state = tx.update(jnp.asarray(gradient(np.asarray(theta))), state, theta)
+            theta = optax.apply_updates(theta, updates)
+            np.testing.assert_allclose(theta, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_amsgrads_denominator_never_falls_and_adams_does():
+    gradients = [jnp.array([10.0])] + [jnp.array([0.1])] * 500
+
+    def last_step(tx):
+        state, updates = tx.init(jnp.zeros(1)), jnp.zeros(1)
+        for gradient in gradients:
+            updates, state = jax.jit(tx.update)(gradient, state)
+        return float(updates[0])
+
+    # m = 0.1 in the end, v still at least (1 - b2) 10^2 for AMSGrad: 0.1 / sqrt(10).
+    assert last_step(amac_jax.amsgrad(1.0, b2=0.9)) == pytest.approx(-0.1 / 10**0.5, rel=1e-4)
+    assert last_step(amac_jax.adam(1.0, b2=0.9)) == pytest.approx(-1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("b2", [0.99, 0.999, 0.9999, 0.99999])
+def test_radam_takes_momentum_alone_for_four_steps(b2):
+    """rho_t is nearly t. `optax.radam` rectifies the first step for b2 = 0.9999."""
+    tx = amac_jax.radam(1.0, b1=0.0, b2=b2)
+    gradient, state, steps = jnp.array([100.0]), tx.init(jnp.zeros(1)), []
+    for _ in range(6):
+        updates, state = tx.update(gradient, state)
+        steps.append(-float(updates[0]))
+    np.testing.assert_allclose(steps[:4], 100.0, rtol=1e-5)
+    assert all(0 < step < 0.2 for step in steps[4:])
+
+
+SCHEDULED = {
+    "momentum": {"decay": 0.9, "dampening": 0.1},
+    "nesterov": {"decay": 0.9},
+    "adagrad": {"eps": 0.1},
+    "rmsprop": {"decay": 0.9, "eps": 0.1},
+    "adam": {"b1": 0.9, "b2": 0.99, "eps": 0.1},
+    "amsgrad": {"b1": 0.9, "b2": 0.99, "eps": 0.1},
+    "adamax": {"b1": 0.9, "b2": 0.99, "eps": 0.1},
+    "nadam": {"b1": 0.9, "b2": 0.99, "eps": 0.1},
+    "radam": {"b1": 0.9, "b2": 0.99, "eps": 0.1, "threshold": 5.0},
+    "adabelief": {"b1": 0.9, "b2": 0.99, "eps": 0.1},
+    "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.1},
+    "sophia": {"b1": 0.9, "b2": 0.9, "gamma": 0.5, "eps": 0.1, "update_interval": 2},
+    "newton": {"damping": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_every_hyperparameter_may_be_a_schedule(name):
+    factory, values = getattr(amac_jax, name), SCHEDULED[name]
+    params, gradients = problem(3, "float32")
+    gradients = gradients[:4]
+    schedules = {
+        argument: lambda count, v=value: v + 0.0 * count for argument, value in values.items()
+    }
+    constant = history(factory(0.01, **values), params, gradients)
+    assert difference(history(factory(0.01, **schedules), params, gradients), constant) < 1e-6
+    for argument, value in values.items():
+        changing = {**values, argument: lambda count, v=value: jnp.where(count < 2, v, 0.7 * v)}
+        if argument == "threshold":
+            changing[argument] = lambda count: jnp.where(count < 2, 5.0, 1e9)
+        if argument == "update_interval":
+            changing[argument] = lambda count: jnp.where(count < 2, 2, 3)
+        changed = history(factory(0.01, **changing), params, gradients * 2)
+        reference = history(factory(0.01, **values), params, gradients * 2)
+        assert_close(changed[1], reference[1])
+        assert difference(changed, reference) > 1e-6, argument

@@ -1,0 +1,253 @@
+"""Newton's method against linear algebra in NumPy, on its textbook cases, and without a matrix."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import amac_jax
+from amac_jax.landscapes import cosh, saddle, trajectory
+from amac_jax.transforms.newton import DENSE_LIMIT, scale_by_newton
+from tests.helpers import apply
+
+
+def quadratic(hessian):
+    return lambda x: 0.5 * x @ hessian @ x
+
+
+def symmetric(seed: int, eigenvalues: np.ndarray) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    vectors, _ = np.linalg.qr(rng.normal(size=(len(eigenvalues),) * 2))
+    return vectors * eigenvalues @ vectors.T
+
+
+def direction(hessian, gradient, **arguments):
+    tx = scale_by_newton(**arguments)
+    params = jnp.ones(len(gradient))
+    return tx.update(
+        jnp.asarray(gradient), tx.init(params), params, value_fn=quadratic(jnp.asarray(hessian))
+    )[0]
+
+
+GRADIENT = np.random.default_rng(7).normal(size=8)
+POSITIVE = symmetric(0, np.linspace(1.0, 9.0, 8))
+INDEFINITE = symmetric(1, np.array([-5.0, -2.0, -1.0, 0.5, 1.0, 2.0, 4.0, 8.0]))
+ABSOLUTE = symmetric(1, np.array([5.0, 2.0, 1.0, 0.5, 1.0, 2.0, 4.0, 8.0]))
+matrix_free = pytest.mark.parametrize("matrix_free", [False, True], ids=["dense", "matrix-free"])
+
+
+@matrix_free
+@pytest.mark.parametrize("saddle_free", [False, True])
+@pytest.mark.parametrize("damping", [0.0, 0.3, 10.0])
+def test_of_a_positive_definite_hessian_it_is_the_inverse(matrix_free, saddle_free, damping):
+    expected = np.linalg.solve(POSITIVE + damping * np.eye(8), GRADIENT)
+    arguments = {"damping": damping, "saddle_free": saddle_free, "matrix_free": matrix_free}
+    with jax.enable_x64(True):
+        ours = direction(POSITIVE, GRADIENT, **arguments, tolerance=1e-13)
+        np.testing.assert_allclose(ours, expected, rtol=1e-11)
+    np.testing.assert_allclose(
+        direction(POSITIVE, GRADIENT, **arguments, tolerance=1e-7), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_of_an_indefinite_hessian_the_dense_step_is_still_the_inverse(damping):
+    expected = np.linalg.solve(INDEFINITE + damping * np.eye(8), GRADIENT)
+    with jax.enable_x64(True):
+        ours = direction(INDEFINITE, GRADIENT, damping=damping)
+        np.testing.assert_allclose(ours, expected, rtol=1e-11)
+
+
+@matrix_free
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_saddle_free_takes_eigenvalues_by_their_absolute_value(matrix_free, damping):
+    expected = np.linalg.solve(ABSOLUTE + damping * np.eye(8), GRADIENT)
+    with jax.enable_x64(True):
+        ours = direction(
+            INDEFINITE, GRADIENT, damping=damping, saddle_free=True, matrix_free=matrix_free
+        )
+        np.testing.assert_allclose(ours, expected, rtol=1e-10)
+
+
+def test_the_error_on_cosh_shrinks_quadratically():
+    """From x = 10 it walks by 2 tanh(x / 2), then e_{t+1} <= e_t^2 (cubically: cosh is even)."""
+    with jax.enable_x64(True):
+        path = np.asarray(trajectory(amac_jax.newton(), cosh, 10.0, 9).points)
+    expected = [10.0]
+    for _ in range(9):
+        expected.append(expected[-1] - 2 * np.tanh(expected[-1] / 2))
+    np.testing.assert_allclose(path, expected, rtol=1e-9, atol=1e-15)
+    close = np.abs(path[np.abs(path) < 0.5])
+    assert len(close) >= 3
+    assert np.all(close[1:] <= close[:-1] ** 2)
+    assert close[-1] < 1e-10
+
+
+def test_from_near_the_saddle_newton_falls_into_it_and_saddle_free_leaves():
+    start = jnp.array([1.0, 1e-3])
+    attracted = trajectory(amac_jax.newton(0.5), saddle, start, 50)
+    np.testing.assert_allclose(attracted.points[-1], 0.0, atol=1e-10)
+    repelled = trajectory(amac_jax.newton(0.5, saddle_free=True), saddle, start, 50)
+    assert abs(repelled.points[-1][1]) > 1e3
+    np.testing.assert_allclose(repelled.points[-1][0], 0.0, atol=1e-10)
+    # y <- y - 0.5 (-2 y) / 2 = 1.5 y
+    np.testing.assert_allclose(repelled.points[1:, 1], 1.5 * repelled.points[:-1, 1], rtol=1e-5)
+
+
+@matrix_free
+@pytest.mark.parametrize("saddle_free", [False, True])
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [
+        np.array([0.0, 0.0, 1.0, 2.0]),  # singular
+        np.zeros(4),  # a plateau
+        np.array([1e-12, 1.0, 1.0, 1e6]),  # ill-conditioned
+        np.array([-1.0, 1.0, -2.0, 2.0]),
+        -np.arange(1.0, 5.0),  # a maximum
+    ],
+    ids=["singular", "zero", "ill-conditioned", "indefinite", "negative"],
+)
+def test_no_hessian_breaks_it(matrix_free, saddle_free, eigenvalues):
+    hessian = symmetric(3, eigenvalues)
+    gradient = hessian @ np.array([1.0, -1.0, 2.0, 0.5])
+    for arguments in ({}, {"damping": 1e-3}, {"damping": 1.0}):
+        ours = direction(
+            hessian, gradient, saddle_free=saddle_free, matrix_free=matrix_free, **arguments
+        )
+        assert np.all(np.isfinite(ours))
+        assert np.max(np.abs(ours)) < 1e4
+        zero = direction(
+            hessian, 0 * gradient, saddle_free=saddle_free, matrix_free=matrix_free, **arguments
+        )
+        assert np.all(zero == 0)
+
+
+@pytest.mark.parametrize("saddle_free", [False, True])
+def test_a_singular_hessian_gives_the_step_of_least_norm(saddle_free):
+    hessian = symmetric(3, np.array([0.0, 0.0, 1.0, 2.0]))
+    gradient = hessian @ np.array([1.0, -1.0, 2.0, 0.5])
+    with jax.enable_x64(True):
+        ours = direction(hessian, gradient, saddle_free=saddle_free)
+        np.testing.assert_allclose(ours, np.linalg.pinv(hessian) @ gradient, rtol=1e-9)
+
+
+def test_conjugate_gradients_stop_at_negative_curvature_with_a_descent_direction():
+    ours = np.asarray(direction(INDEFINITE, GRADIENT, matrix_free=True))
+    assert np.all(np.isfinite(ours))
+    assert ours @ GRADIENT > 0
+    # No curvature at all along the gradient, and a Hessian there nevertheless.
+    ours = direction(np.diag([1.0, -1.0]), np.array([1.0, 1.0]), matrix_free=True)
+    np.testing.assert_allclose(ours, [1.0, 1.0], rtol=1e-6)
+    # A gradient that is an eigenvector of negative curvature: the saddle-free step, 1 / |lambda|.
+    ours = direction(np.diag([2.0, -4.0]), np.array([0.0, 2.0]), matrix_free=True)
+    np.testing.assert_allclose(ours, [0.0, 0.5], rtol=1e-6)
+
+
+def test_max_iterations_and_tolerance_stop_conjugate_gradients():
+    one = direction(POSITIVE, GRADIENT, matrix_free=True, max_iterations=1)
+    step = GRADIENT @ GRADIENT / (GRADIENT @ POSITIVE @ GRADIENT)
+    np.testing.assert_allclose(one, step * GRADIENT, rtol=1e-5)
+    loose = direction(POSITIVE, GRADIENT, matrix_free=True, tolerance=0.5)
+    residual = np.linalg.norm(POSITIVE @ np.asarray(loose) - GRADIENT) / np.linalg.norm(GRADIENT)
+    assert 1e-3 < residual <= 0.5
+
+
+def chain_of_springs(params):
+    """A convex objective of many parameters in two leaves."""
+    x = jnp.concatenate([params["a"].ravel(), params["b"]])
+    return jnp.sum(jnp.diff(x) ** 2) + 0.5 * jnp.sum(x**2) + 0.1 * jnp.sum((x - 1.0) ** 4)
+
+
+@pytest.mark.parametrize("saddle_free", [False, True])
+def test_beyond_the_limit_no_matrix_is_made(saddle_free):
+    params = {"a": jnp.linspace(-1.0, 1.0, 800).reshape(40, 20), "b": jnp.ones(100)}
+    tx = amac_jax.newton(saddle_free=saddle_free)
+
+    def step(params, state):
+        gradient = jax.grad(chain_of_springs)(params)
+        updates, state = tx.update(gradient, state, params, value_fn=chain_of_springs)
+        return optax.apply_updates(params, updates), state, optax.tree.norm(gradient)
+
+    size = optax.tree.size(params)
+    assert size > DENSE_LIMIT
+    program = jax.jit(step).lower(params, tx.init(params)).as_text()
+    assert f"{size}x{size}" not in program
+    state, norms = tx.init(params), []
+    for _ in range(6):
+        params, state, norm = jax.jit(step)(params, state)
+        norms.append(float(norm))
+    assert norms[-1] < 1e-4 * norms[0]
+
+
+def test_up_to_the_limit_the_matrix_is_made():
+    params, tx = jnp.ones(DENSE_LIMIT), amac_jax.newton()
+    program = jax.jit(lambda p: tx.update(p, tx.init(p), p, value_fn=lambda x: jnp.sum(x**2))[0])
+    assert f"{DENSE_LIMIT}x{DENSE_LIMIT}" in program.lower(params).as_text()
+
+
+def test_low_precision_parameters_are_solved_for_in_float32():
+    params = jnp.array([3.0, 1.0], jnp.bfloat16)
+    updates, _ = apply(
+        optax.GradientTransformation(
+            (tx := amac_jax.newton()).init,
+            lambda u, s, p: tx.update(u, s, p, value_fn=lambda x: 0.1 * x[0] ** 2 + 2 * x[1] ** 2),
+        ),
+        jnp.array([0.6, 4.0], jnp.bfloat16),
+        params,
+    )
+    assert updates.dtype == jnp.bfloat16
+    np.testing.assert_allclose(updates.astype(jnp.float32), [-3.0, -1.0], rtol=0.01)
+
+
+@pytest.mark.parametrize("make", [amac_jax.newton, lambda: amac_jax.sophia(0.1)])
+def test_the_objective_is_asked_for_by_name(make):
+    tx, params = make(), jnp.ones(3)
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"needs value_fn: tx\.update") as error:
+        tx.update(params, state, params)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"needs value_fn.*got value_fn=3"):
+        tx.update(params, state, params, value_fn=3)
+    with pytest.raises(ValueError, match=r"value_fn must return a scalar, got shape \(3,\)"):
+        tx.update(params, state, params, value_fn=lambda x: x**2)
+    with pytest.raises(ValueError, match="value_fn must return a scalar, got a tuple of 2 arrays"):
+        tx.update(params, state, params, value_fn=lambda x: (jnp.sum(x), x))
+    with pytest.raises(ValueError, match=r"needs params: tx.update\(updates, state, params\)"):
+        tx.update(params, state, value_fn=jnp.sum)
+
+
+def step_with(tx, value_fn):
+    params = {"kernel": jnp.array([[3.0, -1.0]]), "bias": jnp.array([0.5])}
+    updates, _ = tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)
+    return updates
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: amac_jax.newton(0.5), lambda: amac_jax.sophia(0.5, gamma=1.0, b2=0.0)],
+    ids=["newton", "sophia"],
+)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.chain(optax.identity(), tx),
+        lambda tx: optax.masked(tx, True),
+        lambda tx: optax.partition({"all": tx}, {"kernel": "all", "bias": "all"}),
+        lambda tx: optax.apply_if_finite(tx, 3),
+        lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
+        lambda tx: amac_jax.accumulate_gradients(tx, jnp.array(1)),
+        lambda tx: amac_jax.compose(
+            optax.chain(tx, optax.scale(-1.0)), 1.0, record_metrics=True, skip_nonfinite=True
+        ),
+    ],
+    ids=["chain", "masked", "partition", "apply_if_finite", "MultiSteps", "accumulate", "compose"],
+)
+def test_the_objective_passes_through_wrappers(make, wrap):
+    def value_fn(params):
+        return optax.tree.sum(jax.tree.map(lambda x: jnp.sum(x**2 + 0.1 * x**4), params))
+
+    expected = step_with(make(), value_fn)
+    wrapped = step_with(wrap(make()), value_fn)
+    for name, update in expected.items():
+        np.testing.assert_allclose(wrapped[name], update, rtol=1e-5)

@@ -1,0 +1,157 @@
+"""The recipes against the settings they are known by, written out in Optax."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import amac_jax
+from amac_jax import recipes
+from amac_jax.optimizers.amac import amac_techniques
+from tests.helpers import assert_close, normals, train
+
+LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+STEPS = 20
+
+
+def runs(tx: optax.GradientTransformation) -> list:
+    params = next(normals(0, LIKE))
+    gradients = [jax.tree.map(lambda g: 3 * g, g) for g in normals(1, LIKE, STEPS)]
+    return [params for params, _ in train(tx, params, gradients)]
+
+
+EXPECTED = {
+    "cnn": (
+        lambda: recipes.cnn(STEPS),
+        lambda: optax.chain(
+            optax.add_decayed_weights(1e-4, mask={"kernel": True, "bias": False}),
+            optax.sgd(
+                lambda count: 0.1 * (1 + jnp.cos(jnp.pi * (count + 1) / STEPS)) / 2,
+                momentum=0.9,
+                nesterov=True,
+            ),
+        ),
+    ),
+    "cnn, step": (
+        lambda: recipes.cnn(STEPS, 0.2, weight_decay=0.01, schedule="step"),
+        lambda: optax.chain(
+            optax.add_decayed_weights(0.01, mask={"kernel": True, "bias": False}),
+            optax.sgd(
+                optax.piecewise_constant_schedule(0.2, {10: 0.1, 15: 0.1}),
+                momentum=0.9,
+                nesterov=True,
+            ),
+        ),
+    ),
+    "transformer": (
+        lambda: recipes.transformer(STEPS),
+        lambda: optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.adamw(
+                lambda count: jnp.where(
+                    count < 2,
+                    3e-4 * (count + 1) / 2,
+                    3e-4 * (1 + jnp.cos(jnp.pi * (count - 1) / 18)) / 2,
+                ),
+                weight_decay=0.01,
+                mask={"kernel": True, "bias": False},
+            ),
+        ),
+    ),
+    "rnn": (
+        lambda: recipes.rnn(clip_norm=5.0),
+        lambda: optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3)),
+    ),
+    "gan, generator": (lambda: recipes.gan().generator, lambda: optax.adam(2e-4, b1=0.5)),
+    "gan, discriminator": (lambda: recipes.gan().discriminator, lambda: optax.adam(2e-4, b1=0.5)),
+    "rl": (lambda: recipes.rl(), lambda: optax.adam(3e-4)),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_recipe_is_what_it_says(name):
+    ours, theirs = EXPECTED[name]
+    assert_close(runs(ours()), runs(theirs()), 1e-6)
+
+
+CORES = {
+    "transformer": optax.scale_by_adam,
+    "rnn": optax.scale_by_adam,
+    "rl": optax.scale_by_adam,
+    "gan": lambda: optax.scale_by_adam(b1=0.5),
+    "cnn": lambda: optax.chain(
+        optax.add_decayed_weights(1e-4, mask=amac_jax.kernel_mask), optax.trace(0.9, nesterov=True)
+    ),
+}
+REST = {
+    "transformer": (amac_jax.warmup_cosine(3e-4, STEPS, 2), {"weight_decay": 0.01}),
+    "rnn": (1e-3, {}),
+    "rl": (3e-4, {}),
+    "gan": (2e-4, {}),
+    "cnn": (amac_jax.cosine(0.1, STEPS), {}),
+}
+CLIPPED = ("transformer", "rnn")
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_amac_puts_its_techniques_around_the_same_core(name):
+    made = recipes.named(name)(STEPS, amac=True)
+    made = made.generator if name == "gan" else made
+    rate, rest = REST[name]
+    clip = {"clip_norm": 1.0} if name in CLIPPED else {}
+    expected = amac_jax.compose(
+        CORES[name](), rate, centralize=True, noise=amac_jax.linear_anneal(0.01, STEPS),
+        clip_value=1.0, momentum=0.9, dampening=0.9, sync_period=5, slow_step_size=0.5,
+        average_start=0.75 * STEPS, average_period=5, **rest, **clip,
+    )  # fmt: skip
+    assert_close(runs(made), runs(expected))
+    plain = recipes.named(name)(STEPS)
+    plain = plain.generator if name == "gan" else plain
+    with pytest.raises(AssertionError):
+        assert_close(runs(made), runs(plain))
+
+
+def test_amac_is_adam_with_amacs_techniques():
+    """The defaults of `amac` and of `amac_techniques` are the same."""
+    expected = amac_jax.compose(
+        optax.scale_by_adam(),
+        amac_jax.warmup_cosine(0.01, STEPS, STEPS / 10),
+        weight_decay=amac_jax.linear_anneal(0.1, STEPS),
+        **amac_techniques(STEPS),
+    )
+    assert_close(runs(amac_jax.amac(0.01, STEPS)), runs(expected))
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_takes_techniques(name):
+    made = recipes.named(name)(STEPS, average_start=1, sync_period=None, amac=True)
+    made = made.discriminator if name == "gan" else made
+    _, state = list(train(made, LIKE, normals(0, LIKE, 3)))[-1]
+    amac_jax.averaged_params(state)
+    with pytest.raises(ValueError, match="no slow weights"):
+        amac_jax.slow_params(state)
+    with pytest.raises(TypeError, match="sync_perod"):
+        recipes.named(name)(STEPS, sync_perod=5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: recipes.named("vgg"), "recipe must be one of 'cnn', 'gan', .* got 'vgg'"),
+        (lambda: recipes.cnn(100, schedule="linear"), "schedule must be one of 'cosine', 'step'"),
+        (lambda: recipes.cnn(0), r"total_steps must be in \(0, inf\)"),
+        (lambda: recipes.cnn(0, schedule="step"), r"total_steps must be in \(0, inf\)"),
+        (lambda: recipes.cnn(100, -0.1), r"learning_rate must be in \[0, inf\).* got -0.1"),
+        (lambda: recipes.cnn(100, weight_decay=-1.0), r"weight_decay must be in \[0, inf\)"),
+        (lambda: recipes.transformer(100, -1.0), r"learning_rate must be in \[0, inf\)"),
+        (lambda: recipes.transformer(0), r"total_steps must be in \(0, inf\)"),
+        (lambda: recipes.rnn(learning_rate=-1.0), r"learning_rate must be in \[0, inf\)"),
+        (lambda: recipes.rnn(amac=True), r"total_steps must be in \(0, inf\) with amac=True"),
+        (lambda: recipes.gan(b1=1.0), r"b1 must be in \[0, 1\)"),
+        (lambda: recipes.rl(learning_rate=-1.0), r"learning_rate must be in \[0, inf\)"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
