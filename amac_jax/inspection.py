@@ -83,7 +83,8 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     grad_norm, update_norm, param_norm (before the step), update_ratio = update_norm / param_norm,
     learning_rate, and, where the optimizer has them: weight_decay, noise_scale, clip_fraction,
     first_moment_norm, second_moment_norm, momentum_norm, slow_distance, averaged_count,
-    plateau_scale (by which the learning rate is multiplied), skipped_steps. A step that `skip_nonfinite` skips changes skipped_steps alone.
+    plateau_scale (by which the learning rate is multiplied), skipped_steps. A step that
+    `skip_nonfinite` skips changes skipped_steps alone.
 
     Args:
       opt_state: as for `averaged_params`.

@@ -115,5 +115,6 @@ def test_the_readmes_table_is_the_programs():
         result = example.run("rosenbrock", name, 1000)
         assert result.rate == pytest.approx(float(rate), rel=0.05)
         assert result.distance == pytest.approx(float(distance), rel=0.1, abs=1e-8)
+        assert result.settled is not None
         assert abs(result.settled - int(settled)) <= 2
     assert len(rows) == 2

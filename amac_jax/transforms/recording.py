@@ -91,7 +91,8 @@ def recorded_chain(
             values["averaged_count"] = found[0]
         if "plateau" in transforms:
             plateau = inner[list(transforms).index("plateau")]
-            values |= {"plateau_scale": scale for scale in _fields(plateau, "scale")[:1]}
+            if found := _fields(plateau, "scale"):
+                values["plateau_scale"] = found[0]
         return {name: value.astype(jnp.float32) for name, value in values.items()}
 
     def update(updates, state, params=None, **extra_args):
