@@ -216,7 +216,8 @@ def main(argv: list[str] | None = None) -> None:
     # Most of the time goes into compiling, which threads do side by side.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = pool.map(lambda job: run(*job, args.steps), jobs)
-        for (name, optimizer), result in zip(jobs, tqdm(runs, desc="paths", total=len(jobs)), strict=True):
+        bar = tqdm(runs, desc="paths", total=len(jobs))
+        for (name, optimizer), result in zip(jobs, bar, strict=True):
             results[name][optimizer] = result
     paths = {
         name: {optimizer: result.path for optimizer, result in of_one.items()}
