@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,14 +9,6 @@ import optax
 from amac_jax.moments import bias_corrected, moving_average
 from amac_jax.precision import wide_zeros, widen
 from amac_jax.schedules import Hyperparameter, check, next_count, step_number, value_at
-
-
-class AdaBeliefState(NamedTuple):
-    """The number of updates made, and the moments of the gradient and of its surprise."""
-
-    count: jax.Array  # () int32
-    mu: optax.Updates  # the parameters' shapes, at least float32
-    nu: optax.Updates  # the same
 
 
 def scale_by_adabelief(
@@ -36,7 +26,7 @@ def scale_by_adabelief(
 
     Returns:
       A transformation whose updates have the shapes and dtypes of the gradients.
-      State: `AdaBeliefState`.
+      State: `optax.ScaleByBeliefState`.
 
     Raises:
       ValueError: for an argument outside its range.
@@ -56,8 +46,8 @@ def scale_by_adabelief(
     check("b2", b2, "[0, 1)")
     check("eps", eps, "(0, inf)")
 
-    def init(params: optax.Params) -> AdaBeliefState:
-        return AdaBeliefState(
+    def init(params: optax.Params) -> optax.ScaleByBeliefState:
+        return optax.ScaleByBeliefState(
             count=jnp.zeros([], jnp.int32), mu=wide_zeros(params), nu=wide_zeros(params)
         )
 
@@ -72,7 +62,7 @@ def scale_by_adabelief(
             bias_corrected(mu, b1_t, t),
             bias_corrected(nu, b2_t, t),
         )
-        state = AdaBeliefState(next_count(state.count), mu, nu)
+        state = optax.ScaleByBeliefState(next_count(state.count), mu, nu)
         return optax.tree.cast_like(direction, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,14 +9,6 @@ import optax
 from amac_jax.moments import bias_corrected, moving_average
 from amac_jax.precision import wide_zeros, widen
 from amac_jax.schedules import Hyperparameter, check, next_count, step_number, value_at
-
-
-class RAdamState(NamedTuple):
-    """The number of updates made, and the moments of the gradient."""
-
-    count: jax.Array  # () int32
-    mu: optax.Updates  # the parameters' shapes, at least float32
-    nu: optax.Updates  # the same
 
 
 def scale_by_radam(
@@ -43,7 +33,7 @@ def scale_by_radam(
 
     Returns:
       A transformation whose updates have the shapes and dtypes of the gradients.
-      State: `RAdamState`.
+      State: `optax.ScaleByAdamState`.
 
     Raises:
       ValueError: for an argument outside its range.
@@ -66,8 +56,8 @@ def scale_by_radam(
     check("eps", eps, "[0, inf)")
     check("threshold", threshold, "[4, inf)")
 
-    def init(params: optax.Params) -> RAdamState:
-        return RAdamState(
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        return optax.ScaleByAdamState(
             count=jnp.zeros([], jnp.int32), mu=wide_zeros(params), nu=wide_zeros(params)
         )
 
@@ -85,7 +75,7 @@ def scale_by_radam(
             return jnp.where(rectified, adaptive, m)
 
         direction = jax.tree.map(step, bias_corrected(mu, b1_t, t), bias_corrected(nu, b2_t, t))
-        state = RAdamState(next_count(state.count), mu, nu)
+        state = optax.ScaleByAdamState(next_count(state.count), mu, nu)
         return optax.tree.cast_like(direction, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
