@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     jobs = [(name, optimizer) for name in args.landscapes for optimizer in args.optimizers]
     # Most of the time goes into compiling, which threads do side by side.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = pool.map(lambda job: run(*job, args.steps), jobs)
+        runs = pool.map(lambda job: run(job[0], job[1], args.steps), jobs)
         bar = tqdm(runs, desc="paths", total=len(jobs))
         for (name, optimizer), result in zip(jobs, bar, strict=True):
             results[name][optimizer] = result

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import amac_jax
 from amac_jax.landscapes import cosh, saddle, trajectory
@@ -251,3 +252,19 @@ def test_the_objective_passes_through_wrappers(make, wrap):
     wrapped = step_with(wrap(make()), value_fn)
     for name, update in expected.items():
         np.testing.assert_allclose(wrapped[name], update, rtol=1e-5)
+
+
+def test_nnx_optimizers_pass_the_objective_on():
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (20, 3))
+    y = x @ jnp.array([[1.0], [-2.0], [0.5]]) + 0.3
+    graphdef, _ = nnx.split(model, nnx.Param)
+
+    def loss(model):
+        return jnp.mean((model(x) - y) ** 2)
+
+    optimizer = nnx.Optimizer(model, amac_jax.newton(), wrt=nnx.Param)
+    optimizer.update(
+        model, nnx.grad(loss)(model), value_fn=lambda state: loss(nnx.merge(graphdef, state))
+    )
+    assert loss(model) < 1e-9  # least squares, in one step

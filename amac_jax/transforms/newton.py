@@ -108,8 +108,10 @@ def scale_by_newton(
         elif not (size > DENSE_LIMIT if matrix_free is None else matrix_free):
             direction = _dense(objective, wide_params, gradient, inverse)
         elif saddle_free:
-            iterations = jnp.minimum(whole_value_at(max_iterations, count), size)
-            direction = _lanczos(times_hessian, gradient, inverse, iterations)
+            iterations = whole_value_at(max_iterations, count)
+            most = int(max_iterations) if isinstance(max_iterations, int | float) else KRYLOV_SIZE
+            vectors = min(most, KRYLOV_SIZE, size)
+            direction = _lanczos(times_hessian, gradient, inverse, iterations, vectors)
         else:
             direction = _conjugate_gradients(
                 lambda vector: _add(times_hessian(vector), delta, vector),
@@ -177,11 +179,12 @@ def _add(x: Any, scale: jax.Array, y: Any) -> Any:
     return jax.tree.map(lambda x, y: x + scale.astype(x.dtype) * y.astype(x.dtype), x, y)
 
 
-def _lanczos(times: Callable[[Any], Any], b: Any, inverse: Callable, iterations: jax.Array) -> Any:
+def _lanczos(
+    times: Callable[[Any], Any], b: Any, inverse: Callable, iterations: jax.Array, size: int
+) -> Any:
     """inverse(A) b in the Krylov space of A and b, from the eigenvalues of A's projection on it."""
     norm = optax.tree.norm(b)
     dtype = norm.dtype
-    size = min(KRYLOV_SIZE, optax.tree.size(b))
     rounding = 10 * jnp.finfo(dtype).eps
 
     def along(basis, vector):  # (size,)
