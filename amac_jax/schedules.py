@@ -370,8 +370,8 @@ def cosine_restarts(
     Returns:
       A schedule: count (int or array) -> array of the same shape. Restarts come at whole steps,
       which do not depend smoothly on the lengths: gradients with respect to these are 0. They
-      are exact with m = 1, and with others, such as 2 or 1.5, while floating point holds the
-      sums; float32 can place late restarts of an m such as 1.01 a step off.
+      are exact with m = 1; with others float32 can place restarts beyond some 10,000 steps one
+      step off.
 
     Raises:
       ValueError: for a negative or NaN value, first_steps < 1 or not whole, or multiplier < 1.
@@ -404,29 +404,24 @@ def _position_in_cycle(
     count: jax.Array, first: jax.Array, multiplier: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The steps done in the cycle that holds `count`, and its length, in floating point."""
-    m = jax.lax.stop_gradient(multiplier)
-    # 1 + m + ... + m^(n - 1), and m^n, for n = 1, 2, 4, ...: by sums and products alone, as the
-    # rounding of logarithms and powers would move starts, and of (m^n - 1) / (m - 1) near m = 1.
-    doublings = [(jnp.ones_like(m), m)]
-    for _ in range(30):
-        terms, power = doublings[-1]
-        doublings.append((terms * (1.0 + power), power * power))
-    # The number of the cycle is found bit by bit, from the highest: a bit is in it if the cycle
-    # that it leads to has begun. The last one that has not is the next cycle.
-    terms, power = jnp.zeros_like(m), jnp.ones_like(m)
-    begin, following = jnp.zeros_like(count), jnp.full_like(m, jnp.inf)
-    for more_terms, more_power in reversed(doublings):
-        terms_there = terms + power * more_terms
-        start = jnp.round(_as_float(first) * terms_there)
-        has_begun = (start < 2.0**31) & (_whole(start) <= count)
-        begin = jnp.where(has_begun, _whole(start), begin)
-        following = jnp.where(has_begun, following, start)
-        terms = jnp.where(has_begun, terms_there, terms)
-        power = jnp.where(has_begun, power * more_power, power)
+    t, first_length, m = _as_float(count), _as_float(first), jax.lax.stop_gradient(multiplier)
+    growing = jnp.where(m > 1.0, m, 2.0)
+    log_m = jnp.log(growing)
+
+    def begin_of(cycle: jax.Array) -> jax.Array:
+        # Either form of m^i - 1 has its digits where the other loses them.
+        excess = jnp.where(growing < 1.1, jnp.expm1(cycle * log_m), growing**cycle - 1.0)
+        return jnp.round(first_length * excess / (growing - 1.0))
+
+    cycle = jnp.floor(jnp.log1p(t * (growing - 1.0) / jnp.maximum(first_length, 1.0)) / log_m)
+    # The logarithm may round to either side of a start.
+    cycle = jnp.where(begin_of(cycle) > t, cycle - 1.0, cycle)
+    cycle = jnp.where(begin_of(cycle + 1.0) <= t, cycle + 1.0, cycle)
+    begin, following = begin_of(cycle), begin_of(cycle + 1.0)
     # Cycles of equal length are the common case: integers keep them exact at every count.
-    is_equal = m == 1
-    steps_done = jnp.where(is_equal, count % jnp.maximum(first, 1), count - begin)
-    return _as_float(steps_done), jnp.where(is_equal, first, following - _as_float(begin))
+    is_equal = m == 1.0
+    steps_done = jnp.where(is_equal, _as_float(count % jnp.maximum(first, 1)), t - begin)
+    return steps_done, jnp.where(is_equal, first_length, following - begin)
 
 
 def step_decay(initial: Hyperparameter, factor: Hyperparameter, period: Hyperparameter) -> Schedule:
