@@ -16,9 +16,6 @@ from tests.table import CASES, OFF, ON, OPTIMIZERS, TECHNIQUES, Case
 
 STEPS = 6
 every_case = pytest.mark.parametrize("name", CASES)
-every_number = pytest.mark.parametrize(
-    ("name", "argument"), [(name, arg) for name, case in CASES.items() for arg in case.numeric]
-)
 
 
 def tree(seed: int, dtype: Any = jnp.float32) -> Any:
@@ -54,6 +51,27 @@ def train(tx: optax.GradientTransformation, params: Any, grads: list[Any], **ext
     return params, state, history
 
 
+@functools.cache
+def path(name: str) -> list[Any]:
+    """The parameters of a case after each step of the jitted loop."""
+    params, points = tree(0), []
+    for updates in train(CASES[name].build(), params, gradients())[2]:
+        params = optax.apply_updates(params, updates)
+        points.append(params)
+    return points
+
+
+def plainly(name: str) -> Any:
+    """After the last: what the other forms of a case are compared with."""
+    return path(name)[-1]
+
+
+@functools.cache
+def plainly_on_a_part(name: str) -> Any:
+    part = [{"dense": gradient["dense"]} for gradient in gradients()]
+    return train(CASES[name].build(), {"dense": tree(0)["dense"]}, part)[0]
+
+
 def stack(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
@@ -76,11 +94,10 @@ class Variants(chex.TestCase):
     def test_jit_changes_nothing(self, name):
         tx, params, grads = CASES[name].build(), tree(0), gradients()[:2]
         update, state = self.variant(tx.update), tx.init(params)
-        expected, _, _ = train(tx, params, grads)
         for gradient in grads:
             updates, state = update(gradient, state, params)
             params = optax.apply_updates(params, updates)
-        assert_close(params, expected)
+        assert_close(params, path(name)[1])
 
 
 @every_case
@@ -95,9 +112,8 @@ def test_changes_something(name):
 @every_case
 def test_is_an_element_of_a_chain(name):
     tx = CASES[name].build()
-    alone, _, _ = train(tx, tree(0), gradients())
     chained, _, _ = train(optax.chain(optax.identity(), tx, optax.scale(1.0)), tree(0), gradients())
-    assert_close(alone, chained)
+    assert_close(plainly(name), chained)
 
 
 @every_case
@@ -121,7 +137,7 @@ def test_scan_is_the_loop(name):
         return (optax.apply_updates(params, updates), state), None
 
     (scanned, _), _ = jax.lax.scan(step, (params, tx.init(params)), stack(gradients()))
-    assert_close(scanned, train(tx, params, gradients())[0])
+    assert_close(scanned, plainly(name))
 
 
 def trained_with(case: Case, params: Any, grads: Any, **changes: Any) -> Any:
@@ -136,17 +152,23 @@ def trained_with(case: Case, params: Any, grads: Any, **changes: Any) -> Any:
     return params, state
 
 
-@every_number
-def test_vmap_over_a_hyperparameter_is_a_sweep(name, argument):
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.numeric])
+def test_vmap_over_hyperparameters_is_a_sweep(name):
+    """All of them traced: a row as it is, and for each a row in which it alone is another."""
     case = CASES[name]
-    run = functools.partial(trained_with, case, tree(0), stack(gradients()))
-    values = jnp.asarray(case.numeric[argument])
-    swept = jax.jit(jax.vmap(lambda value: run(**{argument: value})))(values)
-    alone = jax.jit(lambda value: run(**{argument: value}))
-    for index, value in enumerate(values):
-        assert_close(pick(swept, index), alone(value))
-    with pytest.raises(AssertionError):  # the hyperparameter does something
-        chex.assert_trees_all_close(pick(swept, 0), pick(swept, 1))
+    usual = {argument: first for argument, (first, _) in case.numeric.items()}
+    rows = [usual, *({**usual, argument: two[1]} for argument, two in case.numeric.items())]
+    values = {argument: jnp.asarray([row[argument] for row in rows]) for argument in usual}
+
+    def run(values):
+        return trained_with(case, tree(0), stack(gradients()), **values)
+
+    swept, alone = jax.jit(jax.vmap(run))(values), jax.jit(run)
+    for index in range(len(rows)):
+        assert_close(pick(swept, index), alone(pick(values, index)))
+    for index, argument in enumerate(usual, start=1):
+        both = zip(*(jax.tree.leaves(pick(swept, row)) for row in (0, index)), strict=True)
+        assert not all(np.allclose(a, b, rtol=1e-6) for a, b in both), f"{argument} does nothing"
 
 
 @every_case
@@ -180,7 +202,6 @@ def test_state_keeps_its_form_in_every_precision(name, dtype):
 @every_case
 def test_parameters_and_state_can_be_donated_together(name):
     tx, params = CASES[name].build(), tree(0)
-    expected, _, _ = train(tx, params, gradients())
 
     # `jit` would drop what the step only overwrites, the old metrics, and not donate it.
     @functools.partial(jax.jit, donate_argnums=(0, 1), keep_unused=True)
@@ -194,7 +215,7 @@ def test_parameters_and_state_can_be_donated_together(name):
         given = jax.tree.leaves((params, state))
         params, state = step(params, state, gradient)
         assert all(leaf.is_deleted() for leaf in given)
-    assert_close(params, expected)
+    assert_close(params, plainly(name))
 
 
 @every_case
@@ -203,15 +224,10 @@ def test_masked_leaves_pass_through(name):
     tx = optax.masked(CASES[name].build(), mask)
     _, _, history = train(tx, tree(0), gradients())
     chex.assert_trees_all_equal([u["embed"] for u in history], [g["embed"] for g in gradients()])
-    alone, _, _ = train(
-        CASES[name].build(),
-        {"dense": tree(0)["dense"]},
-        [{"dense": g["dense"]} for g in gradients()],
-    )
     masked = {"dense": tree(0)["dense"]}
     for updates in history:
         masked = optax.apply_updates(masked, {"dense": updates["dense"]})
-    assert_close(masked, alone)
+    assert_close(masked, plainly_on_a_part(name))
 
 
 @every_case
@@ -221,12 +237,7 @@ def test_partition_runs_it_on_its_part(name):
         {"dense": "ours", "embed": "theirs", "temperature": "theirs"},
     )
     params, _, _ = train(tx, tree(0), gradients())
-    alone, _, _ = train(
-        CASES[name].build(),
-        {"dense": tree(0)["dense"]},
-        [{"dense": g["dense"]} for g in gradients()],
-    )
-    assert_close(params["dense"], alone["dense"])
+    assert_close(params["dense"], plainly_on_a_part(name)["dense"])
     chex.assert_trees_all_equal(params["embed"], tree(0)["embed"])
 
 
@@ -235,7 +246,7 @@ def test_multi_steps_counts_optimizer_steps(name):
     tx = CASES[name].build()
     twice = [gradient for gradient in gradients() for _ in range(2)]
     accumulated, _, _ = train(optax.MultiSteps(tx, 2).gradient_transformation(), tree(0), twice)
-    assert_close(accumulated, train(tx, tree(0), gradients())[0])
+    assert_close(accumulated, plainly(name))
 
 
 @every_case
@@ -244,7 +255,7 @@ def test_inject_hyperparams_is_the_plain_one(name):
     tx = optax.inject_hyperparams(case.factory)(**case.arguments())
     injected, state, _ = train(tx, tree(0), gradients())
     assert set(case.numeric) <= set(state.hyperparams)
-    assert_close(injected, train(case.build(), tree(0), gradients())[0])
+    assert_close(injected, plainly(name))
 
 
 @pytest.mark.parametrize("technique", OFF)
@@ -277,7 +288,7 @@ def test_apply_if_finite_holds_it_still(name):
 def test_unknown_extra_args_are_ignored(name):
     tx = CASES[name].build()
     with_extra, _, _ = train(tx, tree(0), gradients(), value=jnp.array(1.0), unheard_of=tree(3))
-    assert_close(with_extra, train(tx, tree(0), gradients())[0])
+    assert_close(with_extra, plainly(name))
 
 
 @every_case
@@ -333,11 +344,6 @@ def test_off_in_the_pipeline_is_absent_from_it(technique):
 
 
 ONLY_LOOKS = ("average_start", "skip_nonfinite", "record_metrics")
-
-
-@functools.cache
-def plainly(name: str) -> Any:
-    return train(OPTIMIZERS[name].build(), tree(0), gradients())[0]
 
 
 @pytest.mark.parametrize("technique", ON)
