@@ -335,6 +335,7 @@ def _draw_values(axes: "Axes", landscape: Any, path: Any, **look: Any) -> None:
     above = np.asarray(path.values, float) - landscape.minimum
     steps = np.arange(1, len(above) + 1)
     axes.loglog(steps, np.maximum(np.nan_to_num(above, nan=np.inf), SMALLEST), **look)
+    axes.minorticks_off()  # which take longer to draw than all the rest
     axes.set_xlabel("step", fontsize="x-small")
     axes.set_title("value - minimum", fontsize="small")
     axes.tick_params(labelsize="x-small")
