@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from amac_jax.keys import key_data, typed_key
 from amac_jax.objective import scalar_objective
 
 
@@ -69,12 +71,12 @@ def trajectory(
       >>> bundle(rates).values.shape
       (4, 51)
     """
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be a whole number in [1, inf), got {steps!r}")
     tx = optax.with_extra_args_support(tx)
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 1.0, start)
     scalar_objective(fn, start, "trajectory", name="fn")
-    key = key if isinstance(key, jax.Array) else jax.random.key(key)
+    key = typed_key(key_data(key), like=key)
 
     def step(carry, step_key):
         point, state = carry
@@ -85,7 +87,7 @@ def trajectory(
         return (optax.apply_updates(point, updates), state), (point, value)
 
     carry, (points, values) = jax.lax.scan(
-        step, (start, tx.init(start)), jax.random.split(key, steps)
+        step, (start, tx.init(start)), jax.random.split(key, int(steps))
     )
     last = carry[0]
     points = jax.tree.map(lambda path, end: jnp.concatenate([path, end[None]]), points, last)

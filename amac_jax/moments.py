@@ -24,7 +24,7 @@ def moving_average(decay: jax.Array, old: Any, new: Any) -> Any:
 def bias_corrected(average: Any, decay: jax.Array, step: jax.Array) -> Any:
     """average / (1 - decay^step), the mean of what a moving average that began at 0 has seen.
 
-    The denominator has all its digits in float32 too, where 1 - 0.999 itself has five.
+    The denominator comes from expm1: decay^step itself would be rounded before it is subtracted.
 
     Example:
       >>> bias_corrected(jnp.array([3.0]), jnp.array(0.5), jnp.array(2.0))

@@ -228,7 +228,7 @@ def plot_paths(landscape: Any, paths: Mapping[str, Any], title: str = "") -> "Fi
         _draw_path(on, landscape, path, color="C3")
         on.set_title(name, fontsize="medium")
         _draw_values(beside, landscape, path, color="C3")
-        beside.set_ylim(SMALLEST / 2, None)
+        beside.set_ylim(SMALLEST / 2, 3 * beside.dataLim.ymax)
     for unused in (*maps[len(paths) :], *curves[len(paths) :]):
         unused.set_axis_off()
     figure.suptitle(title)

@@ -77,7 +77,19 @@ def at_least_float32(
 
     def update(updates, state, params=None, **extra_args):
         wide_params = None if params is None else widen(params)
-        wide_updates, state = inner.update(widen(updates), state, wide_params, **extra_args)
-        return optax.tree.cast_like(wide_updates, updates), state
+        wide_updates, new_state = inner.update(widen(updates), state, wide_params, **extra_args)
+        return optax.tree.cast_like(wide_updates, updates), _with_dtypes_of(state, new_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _with_dtypes_of(state: optax.OptState, new_state: optax.OptState) -> optax.OptState:
+    """`new_state` in the dtypes of `state`: with x64 on, a float64 hyperparameter promotes."""
+    if jax.tree.structure(state) != jax.tree.structure(new_state):
+        return new_state
+
+    def cast(old: Any, new: Any) -> Any:
+        dtype = jnp.result_type(old)
+        return new if jnp.result_type(new) == dtype else jnp.asarray(new).astype(dtype)
+
+    return jax.tree.map(cast, state, new_state)

@@ -65,7 +65,7 @@ def product(first: Hyperparameter, second: Hyperparameter) -> Hyperparameter:
 
 
 def check(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
-    """Refuses a Python number outside an interval; arrays and schedules pass unread.
+    """Refuses a Python number outside an interval; () arrays and schedules pass unread.
 
     Args:
       name: the argument's name, for the message.
@@ -81,6 +81,8 @@ def check(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
       Traceback (most recent call last):
       ValueError: b1 must be in [0, 1), got 1.0
     """
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim > 0:
+        raise ValueError(f"{name} must be a scalar, got shape {value.shape}; vmap is a sweep")
     if callable(value) or isinstance(value, jax.Array | np.ndarray):
         return
     kind = "a whole number" if whole else ""
@@ -90,7 +92,9 @@ def check(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
-    if not (above and below) or (whole and np.isfinite(value) and value != int(value)):
+    if not (above and below) or (
+        whole and (isinstance(value, bool) or (np.isfinite(value) and value != int(value)))
+    ):
         raise ValueError(f"{name} {wanted}, got {value!r}")
 
 
@@ -370,7 +374,7 @@ def cosine_restarts(
     Returns:
       A schedule: count (int or array) -> array of the same shape. Restarts come at whole steps,
       which do not depend smoothly on the lengths: gradients with respect to these are 0. They
-      are exact with m = 1; with others float32 can place restarts beyond some 10,000 steps one
+      are exact with m = 1; with others float32 can place restarts beyond some thousand steps one
       step off.
 
     Raises:
@@ -699,7 +703,8 @@ def one_cycle(
         shape that is not there.
 
     `optax.cosine_onecycle_schedule(T, peak)` is `one_cycle(peak, T, 0.3, start=peak / 25,
-    end=peak / 25e4, shape="cosine")` one step earlier; its length cannot be traced.
+    end=peak / 25e4, shape="cosine")` one step earlier, where 0.3 T is whole; its length
+    cannot be traced.
     `optax.linear_onecycle_schedule` goes down in two straight lines.
 
     Example:

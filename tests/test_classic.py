@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import amac_jax
+from amac_jax.transforms.sophia import SophiaState
 from tests.helpers import assert_close, normals, train
 
 STEPS = 100
@@ -152,6 +153,13 @@ def sophia(w, gradients, eta, b1, b2, gamma, eps, interval, decay) -> Weights:
         yield w
 
 
+def newton(w, gradients, eta, delta, saddle_free) -> Weights:
+    for g in gradients:
+        h = -np.sin(w)
+        w = w - eta * g / ((np.abs(h) if saddle_free else h) + delta)
+        yield w
+
+
 class Row(NamedTuple):
     ours: Callable[[], optax.GradientTransformation]
     reference: Callable[[Any, Any, float], Weights]  # (a leaf, its gradients, decay of kernels)
@@ -276,6 +284,14 @@ ROWS = {
     "sophia, seldom clipped": Row(
         lambda: amac_jax.sophia(1e-3, 0.9, 0.5, 2.0, 0.3, 3, weight_decay=None),
         lambda w, g, _: sophia(w, g, 1e-3, 0.9, 0.5, 2.0, 0.3, 3, 0.0),
+    ),
+    "newton": Row(
+        lambda: amac_jax.newton(1e-3, damping=2.0),
+        lambda w, g, _: newton(w, g, 1e-3, 2.0, False),
+    ),
+    "newton, saddle_free": Row(
+        lambda: amac_jax.newton(1e-3, damping=0.5, saddle_free=True),
+        lambda w, g, _: newton(w, g, 1e-3, 0.5, True),
     ),
 }
 
@@ -434,3 +450,61 @@ def test_every_hyperparameter_may_be_a_schedule(name):
         reference = history(factory(0.01, **values), params, gradients * 2)
         assert_close(changed[1], reference[1])
         assert difference(changed, reference) > 1e-6, argument
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_a_float64_schedule_does_not_change_the_state_of_float32_parameters(name):
+    """With x64 on, schedules are float64; a state that followed them could not be scanned."""
+    values = {
+        argument: (lambda count, v=value: jnp.float64(v) + 0.0 * count)
+        for argument, value in SCHEDULED[name].items()
+    }
+    with jax.enable_x64(True):
+        tx = getattr(amac_jax, name)(lambda count: jnp.float64(0.01), **values)
+        params = {"kernel": jnp.ones((2, 2), jnp.float32)}
+
+        def step(carry, _):
+            params, state = carry
+            gradient = jax.tree.map(jnp.cos, params)
+            updates, state = tx.update(gradient, state, params, value_fn=wave)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=3)
+        assert params["kernel"].dtype == jnp.float32
+
+
+def test_sophias_estimate_is_the_hessians_diagonal_on_average():
+    """Of a Hessian with off-diagonals twice as large, over 4,000 keys."""
+    hessian = jnp.array([[1.0, 2.0, -2.0], [2.0, 3.0, 2.0], [-2.0, 2.0, 5.0]])
+    params = jnp.ones(3)
+
+    def estimate(key):
+        tx = amac_jax.sophia(1.0, b1=0.0, b2=0.0, gamma=1.0, eps=1e-6, weight_decay=None, key=key)
+        state = tx.init(params)
+        _, state = tx.update(params, state, params, value_fn=lambda x: 0.5 * x @ hessian @ x)
+        return next(s.hessian for s in jax.tree.leaves(state, is_leaf=is_sophia) if is_sophia(s))
+
+    def is_sophia(node):
+        return isinstance(node, SophiaState)
+
+    estimates = np.asarray(jax.jit(jax.vmap(estimate))(jnp.arange(4000)))
+    # Each row's variance is 4 + 4; six standard errors fail once in 2e8 runs for each.
+    np.testing.assert_allclose(estimates.mean(axis=0), [1.0, 3.0, 5.0], atol=6 * (8 / 4000) ** 0.5)
+    np.testing.assert_allclose(estimates.std(axis=0), 8**0.5, rtol=0.1)
+
+
+def test_sophias_signs_are_not_those_of_the_noise():
+    zeros = jnp.zeros(2000)
+
+    def value_fn(x):  # m / max(h, eps) with m = 1 and h = z * sum(z): its sign is that of z
+        return 0.5 * jnp.sum(x) ** 2
+
+    tx = amac_jax.sophia(1.0, b1=0.0, b2=0.0, gamma=1.0, weight_decay=None)
+    _, state = tx.update(zeros, tx.init(zeros), zeros, value_fn=value_fn)
+    signs = np.sign(
+        next(s.hessian for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, SophiaState))
+             if isinstance(s, SophiaState))
+    )  # fmt: skip
+    noise = amac_jax.inject_noise(1.0, key=0, sampler="threefry")
+    xi, _ = noise.update(zeros, noise.init(zeros))
+    assert abs(np.corrcoef(signs, xi)[0, 1]) < 6 / 2000**0.5

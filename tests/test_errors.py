@@ -61,6 +61,9 @@ REFUSED = [
         (factory, {"learning_rate": -1.0}, "learning_rate must be in [0, inf)")
         for factory in CLASSIC
     ],
+    (amac_jax.adam, {"plateau": 0.5}, "plateau must be a gradient transformation"),
+    (amac_jax.adam, {"sync_period": True}, "sync_period must be a whole number in [1, inf)"),
+    (amac_jax.accumulate_gradients, {"steps": True}, "steps must be a whole number in [1, inf)"),
     (amac_jax.momentum, {"decay": 1.0}, "decay must be in [0, 1)"),
     (amac_jax.momentum, {"dampening": 1.5}, "dampening must be in [0, 1]"),
     (amac_jax.nesterov, {"decay": -0.1}, "decay must be in [0, 1)"),
@@ -79,7 +82,7 @@ REFUSED = [
     (amac_jax.sophia, {"update_interval": 0}, "update_interval must be a whole number in [1, inf)"),
     (amac_jax.newton, {"damping": -1.0}, "damping must be in [0, inf)"),
     (amac_jax.newton, {"max_iterations": 0}, "max_iterations must be a whole number in [1, inf)"),
-    (amac_jax.adam, {"layer_scale": -1.0}, "multipliers must be in [0, inf)"),
+    (amac_jax.adam, {"layer_scale": -1.0}, "layer_scale must be in [0, inf)"),
     (amac_jax.sgd, {"learning_rate": -1.0}, "learning_rate must be in [0, inf)"),
     (amac_jax.sgd, {"learning_rate": NAN}, "learning_rate must be in [0, inf)"),
     (amac_jax.sgd, {"learning_rate": "fast"}, "learning_rate must be in [0, inf)"),
@@ -155,6 +158,14 @@ def test_arrays_and_schedules_pass_unread(value):
     tx = amac_jax.decay_weights(value)
     updates, _ = tx.update(jnp.zeros((2, 2)), tx.init(jnp.ones((2, 2))), jnp.ones((2, 2)))
     assert jnp.all(updates == 1.0)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "b1", "noise", "clip_norm", "sync_period"])
+def test_an_array_that_is_no_scalar_is_refused(name):
+    """It would broadcast against the parameters."""
+    message = re.escape(f"{name} must be a scalar, got shape (2,)")
+    with pytest.raises(ValueError, match=message):
+        amac_jax.adam(**{"learning_rate": 0.1, name: jnp.array([0.1, 0.2])})
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,10 @@ def test_gradient_noise_has_its_standard_deviation_and_its_key():
     np.testing.assert_array_equal(noise, steps(gradient_noise=0.3, key=0))
     assert np.all(noise != steps(gradient_noise=0.3, key=jax.random.key(1)))
     assert np.all(steps() == 0)
+    keys = jax.vmap(lambda key: trajectory(
+        optax.sgd(1.0), flat, jnp.zeros(2), np.int64(3), gradient_noise=1.0, key=key
+    ).points)(jnp.arange(2))  # fmt: skip
+    assert np.all(keys[0, 1:] != keys[1, 1:])
 
 
 def test_optimizers_get_what_they_need_of_the_objective():

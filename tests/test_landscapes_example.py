@@ -109,7 +109,7 @@ def test_plots_have_each_path_on_the_map_and_beside_it():
 def test_the_readmes_table_is_the_programs():
     """What the README says of Rosenbrock's function is what the command prints, to 2 digits."""
     readme = (example.Path(__file__).parents[1] / "README.md").read_text()
-    rows = re.findall(r"^\| (newton|momentum) +\|(.*)\|$", readme, re.MULTILINE)
+    rows = re.findall(r"^\| (newton|momentum|nesterov|adamax|sgd) +\|(.*)\|$", readme, re.MULTILINE)
     for name, cells in rows:
         rate, distance, settled, *_ = (cell.strip() for cell in cells.split("|"))
         result = example.run("rosenbrock", name, 1000)
@@ -117,4 +117,4 @@ def test_the_readmes_table_is_the_programs():
         assert result.distance == pytest.approx(float(distance), rel=0.1, abs=1e-8)
         assert result.settled is not None
         assert abs(result.settled - int(settled)) <= 2
-    assert len(rows) == 2
+    assert len(rows) == 5

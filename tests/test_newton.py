@@ -1,5 +1,7 @@
 """Newton's method against linear algebra in NumPy, on its textbook cases, and without a matrix."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,19 +47,20 @@ def test_of_a_positive_definite_hessian_it_is_the_inverse(matrix_free, saddle_fr
     expected = np.linalg.solve(POSITIVE + damping * np.eye(8), GRADIENT)
     arguments = {"damping": damping, "saddle_free": saddle_free, "matrix_free": matrix_free}
     with jax.enable_x64(True):
-        ours = direction(POSITIVE, GRADIENT, **arguments, tolerance=1e-13)
+        ours = direction(POSITIVE, GRADIENT, **arguments)
         np.testing.assert_allclose(ours, expected, rtol=1e-11)
     np.testing.assert_allclose(
-        direction(POSITIVE, GRADIENT, **arguments, tolerance=1e-7), expected, rtol=1e-5, atol=1e-6
+        direction(POSITIVE, GRADIENT, **arguments), expected, rtol=1e-5, atol=1e-6
     )
 
 
+@matrix_free
 @pytest.mark.parametrize("damping", [0.0, 0.3])
-def test_of_an_indefinite_hessian_the_dense_step_is_still_the_inverse(damping):
+def test_of_an_indefinite_hessian_it_is_still_the_inverse(matrix_free, damping):
     expected = np.linalg.solve(INDEFINITE + damping * np.eye(8), GRADIENT)
     with jax.enable_x64(True):
-        ours = direction(INDEFINITE, GRADIENT, damping=damping)
-        np.testing.assert_allclose(ours, expected, rtol=1e-11)
+        ours = direction(INDEFINITE, GRADIENT, damping=damping, matrix_free=matrix_free)
+        np.testing.assert_allclose(ours, expected, rtol=1e-10)
 
 
 @matrix_free
@@ -111,47 +114,86 @@ def test_from_near_the_saddle_newton_falls_into_it_and_saddle_free_leaves():
 )
 def test_no_hessian_breaks_it(matrix_free, saddle_free, eigenvalues):
     hessian = symmetric(3, eigenvalues)
-    gradient = hessian @ np.array([1.0, -1.0, 2.0, 0.5])
-    for arguments in ({}, {"damping": 1e-3}, {"damping": 1.0}):
-        ours = direction(
-            hessian, gradient, saddle_free=saddle_free, matrix_free=matrix_free, **arguments
-        )
-        assert np.all(np.isfinite(ours))
-        assert np.max(np.abs(ours)) < 1e4
-        zero = direction(
-            hessian, 0 * gradient, saddle_free=saddle_free, matrix_free=matrix_free, **arguments
-        )
-        assert np.all(zero == 0)
+    within = hessian @ np.array([1.0, -1.0, 2.0, 0.5])  # what H can map to; the other is not
+    for gradient in (within, np.array([1.0, -1.0, 2.0, 0.5]), np.zeros(4)):
+        for damping in (0.0, 1e-3, 1.0):
+            arguments = {"damping": damping, "saddle_free": saddle_free}
+            ours = direction(hessian, gradient, matrix_free=matrix_free, **arguments)
+            assert np.all(np.isfinite(ours))
+            assert np.max(np.abs(ours)) < 1e4
+            assert np.any(gradient) or np.all(ours == 0)
+
+
+@matrix_free
+@pytest.mark.parametrize("saddle_free", [False, True])
+@pytest.mark.parametrize("within", [True, False])
+def test_a_singular_hessian_gives_the_step_of_least_norm(matrix_free, saddle_free, within):
+    hessian = symmetric(3, np.array([0.0, 0.0, 1.0, 2.0, 5.0]))
+    gradient = np.array([1.0, -1.0, 2.0, 0.5, 3.0])
+    gradient = hessian @ gradient if within else gradient
+    expected = np.linalg.pinv(hessian) @ gradient
+    ours = direction(hessian, gradient, saddle_free=saddle_free, matrix_free=matrix_free)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    with jax.enable_x64(True):
+        ours = direction(hessian, gradient, saddle_free=saddle_free, matrix_free=matrix_free)
+        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("saddle_free", [False, True])
-def test_a_singular_hessian_gives_the_step_of_least_norm(saddle_free):
-    hessian = symmetric(3, np.array([0.0, 0.0, 1.0, 2.0]))
-    gradient = hessian @ np.array([1.0, -1.0, 2.0, 0.5])
-    with jax.enable_x64(True):
-        ours = direction(hessian, gradient, saddle_free=saddle_free)
-        np.testing.assert_allclose(ours, np.linalg.pinv(hessian) @ gradient, rtol=1e-9)
+@pytest.mark.parametrize("rank", [2, 5, 20, 600])
+def test_low_rank_and_unused_parameters_beyond_the_limit(saddle_free, rank):
+    """Where conjugate gradients would divide by rounding."""
+    rng = np.random.default_rng(rank)
+    factor = jnp.asarray(rng.normal(size=(rank, 600)) / 600**0.5, jnp.float32)
+    params = {"w": jnp.asarray(rng.normal(size=600), jnp.float32), "unused": jnp.array(0.0)}
+
+    def value_fn(params):
+        return 0.5 * jnp.sum((factor @ params["w"]) ** 2) + 0.01 * params["unused"]
+
+    tx = amac_jax.newton(saddle_free=saddle_free)
+    updates, _ = tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)
+    assert float(optax.tree.norm(updates)) < 10 * float(optax.tree.norm(params))
+    after = value_fn(optax.apply_updates(params, updates))
+    assert after < (1e-6 if rank < 32 else 0.5) * value_fn(params)
 
 
-def test_conjugate_gradients_stop_at_negative_curvature_with_a_descent_direction():
-    ours = np.asarray(direction(INDEFINITE, GRADIENT, matrix_free=True))
-    assert np.all(np.isfinite(ours))
-    assert ours @ GRADIENT > 0
-    # No curvature at all along the gradient, and a Hessian there nevertheless.
-    ours = direction(np.diag([1.0, -1.0]), np.array([1.0, 1.0]), matrix_free=True)
-    np.testing.assert_allclose(ours, [1.0, 1.0], rtol=1e-6)
-    # A gradient that is an eigenvector of negative curvature: the saddle-free step, 1 / |lambda|.
-    ours = direction(np.diag([2.0, -4.0]), np.array([0.0, 2.0]), matrix_free=True)
-    np.testing.assert_allclose(ours, [0.0, 0.5], rtol=1e-6)
+@matrix_free
+@pytest.mark.parametrize("size", [1e-15, 1e15])
+def test_gradients_of_any_size(matrix_free, size):
+    gradient = np.array([2.0, -4.0]) * size
+    ours = direction(np.diag([2.0, 4.0]), gradient, matrix_free=matrix_free)
+    np.testing.assert_allclose(ours, [size, -size], rtol=1e-5)
 
 
-def test_max_iterations_and_tolerance_stop_conjugate_gradients():
+def test_max_iterations_is_the_size_of_the_space():
+    """One vector is the gradient: the multiple of it whose residual is least."""
+    h_g = POSITIVE @ GRADIENT
     one = direction(POSITIVE, GRADIENT, matrix_free=True, max_iterations=1)
-    step = GRADIENT @ GRADIENT / (GRADIENT @ POSITIVE @ GRADIENT)
-    np.testing.assert_allclose(one, step * GRADIENT, rtol=1e-5)
-    loose = direction(POSITIVE, GRADIENT, matrix_free=True, tolerance=0.5)
-    residual = np.linalg.norm(POSITIVE @ np.asarray(loose) - GRADIENT) / np.linalg.norm(GRADIENT)
-    assert 1e-3 < residual <= 0.5
+    np.testing.assert_allclose(one, GRADIENT * (h_g @ GRADIENT) / (h_g @ h_g), rtol=1e-5)
+    one = direction(POSITIVE, GRADIENT, matrix_free=True, max_iterations=1, saddle_free=True)
+    curvature = GRADIENT @ h_g / (GRADIENT @ GRADIENT)
+    np.testing.assert_allclose(one, GRADIENT / curvature, rtol=1e-5)
+    residuals = [
+        np.linalg.norm(POSITIVE @ np.asarray(step) - GRADIENT)
+        for step in (
+            direction(POSITIVE, GRADIENT, matrix_free=True, max_iterations=size)
+            for size in (1, 2, jnp.array(3), 5, lambda count: 7)
+        )
+    ]
+    assert all(after < 0.9 * before for before, after in itertools.pairwise(residuals))
+
+
+def test_plain_newton_means_the_same_on_both_sides_of_the_limit():
+    """Both are attracted by the saddle, for both solve H d = g."""
+
+    def saddle_of(x):
+        return 0.5 * x[0] ** 2 - 0.5 * jnp.sum(x[1:] ** 2)
+
+    for size in (DENSE_LIMIT, DENSE_LIMIT + 1):
+        tx, params = amac_jax.newton(), jnp.full(size, 0.1)
+        gradient = jax.grad(saddle_of)(params)
+        updates, _ = tx.update(gradient, tx.init(params), params, value_fn=saddle_of)
+        np.testing.assert_allclose(params + updates, 0.0, atol=1e-5)
 
 
 def chain_of_springs(params):

@@ -23,7 +23,7 @@ BELOW = {
     "keys": set(),
     "moments": set(),
     "objective": set(),
-    "landscapes": {"objective"},
+    "landscapes": {"keys", "objective"},
     "plotting": set(),
     "batch_stats": set(),
     "transforms": {"schedules", "precision", "layout", "keys", "moments", "objective"},

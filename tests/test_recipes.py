@@ -140,13 +140,15 @@ def test_a_recipe_takes_techniques(name):
         (lambda: recipes.named("vgg"), "recipe must be one of 'cnn', 'gan', .* got 'vgg'"),
         (lambda: recipes.cnn(100, schedule="linear"), "schedule must be one of 'cosine', 'step'"),
         (lambda: recipes.cnn(0), r"total_steps must be in \(0, inf\)"),
-        (lambda: recipes.cnn(0, schedule="step"), r"total_steps must be in \(0, inf\)"),
+        (lambda: recipes.cnn(0, schedule="step"), r"total_steps must be in \[1, inf\)"),
         (lambda: recipes.cnn(100, -0.1), r"learning_rate must be in \[0, inf\).* got -0.1"),
         (lambda: recipes.cnn(100, weight_decay=-1.0), r"weight_decay must be in \[0, inf\)"),
         (lambda: recipes.transformer(100, -1.0), r"learning_rate must be in \[0, inf\)"),
         (lambda: recipes.transformer(0), r"total_steps must be in \(0, inf\)"),
         (lambda: recipes.rnn(learning_rate=-1.0), r"learning_rate must be in \[0, inf\)"),
-        (lambda: recipes.rnn(amac=True), r"total_steps must be in \(0, inf\) with amac=True"),
+        (lambda: recipes.rnn(amac=True), r"total_steps must be in \[1, inf\) with amac=True"),
+        (lambda: recipes.transformer(3e-4), r"total_steps must be in \[1, inf\), got 0.0003"),
+        (lambda: recipes.rl(1e-2), r"total_steps must be in \[1, inf\), got 0.01"),
         (lambda: recipes.gan(b1=1.0), r"b1 must be in \[0, 1\)"),
         (lambda: recipes.rl(learning_rate=-1.0), r"learning_rate must be in \[0, inf\)"),
     ],
@@ -155,3 +157,38 @@ def test_bad_input_is_refused_in_a_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_amacs_own_keywords_mean_what_they_mean_in_amac():
+    """Dampening follows the momentum, and the noise is annealed."""
+    changes = {"momentum": 0.5, "noise": 0.3, "key": 3}
+    rate = amac_jax.warmup_cosine(3e-4, STEPS, STEPS / 10)
+    ours = recipes.transformer(STEPS, amac=True, clip_norm=None, **changes)
+    expected = amac_jax.compose(
+        optax.scale_by_adam(), rate, weight_decay=0.01, key=3,
+        **amac_techniques(STEPS, momentum=0.5, noise=0.3),
+    )  # fmt: skip
+    assert_close(runs(ours), runs(expected))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "decays"),
+    [
+        ({}, {"kernel": True, "bias": False}),
+        ({"decay_mask": True}, {"kernel": True, "bias": True}),
+        ({"fan_in_axes": lambda path, leaf: None}, {"kernel": False, "bias": False}),
+    ],
+)
+def test_what_decays_in_the_cnns_recipe_can_be_chosen(arguments, decays):
+    params = jax.tree.map(jnp.ones_like, LIKE)
+    tx = recipes.cnn(STEPS, weight_decay=0.5, **arguments)
+    updates, _ = tx.update(LIKE, tx.init(params), params)  # no gradient: the decay alone
+    assert {name: bool(jnp.all(u < 0)) for name, u in updates.items()} == decays
+
+
+def test_the_gans_networks_draw_different_noise_and_b1_may_be_a_schedule():
+    generator, discriminator = recipes.gan(noise=0.1, b1=lambda count: 0.5)
+    assert_close(runs(recipes.gan(b1=lambda count: 0.5).generator), runs(optax.adam(2e-4, b1=0.5)))
+    one, other = runs(generator)[-1], runs(discriminator)[-1]
+    with pytest.raises(AssertionError):
+        assert_close(one, other)

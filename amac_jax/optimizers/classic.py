@@ -654,8 +654,7 @@ def newton(
     saddle_free: bool = False,
     *,
     matrix_free: bool | None = None,
-    max_iterations: Hyperparameter = 100,
-    tolerance: Hyperparameter = 1e-5,
+    max_iterations: Hyperparameter = 32,
     **techniques: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Newton's method, damped or saddle-free, with a matrix or without.
@@ -672,8 +671,7 @@ def newton(
       damping: delta, in the unit of H; >= 0. Off: 0.
       saddle_free: whether saddle points and maxima repel; without it they attract.
       matrix_free: whether H is never made; None is beyond 512 parameters.
-      max_iterations: of the matrix-free solver, >= 1.
-      tolerance: of conjugate gradients, on the residual relative to g; >= 0.
+      max_iterations: vectors in the basis of the matrix-free step, >= 1.
       **techniques: keywords of `compose`.
 
     Returns:
@@ -714,6 +712,5 @@ def newton(
         saddle_free,
         matrix_free=matrix_free,
         max_iterations=max_iterations,
-        tolerance=tolerance,
     )
     return compose(newton_core, learning_rate, **techniques)

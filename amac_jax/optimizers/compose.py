@@ -114,12 +114,16 @@ def compose(
         momentum=momentum,
         dampening=dampening if momentum is not None else None,
         weight_decay=weight_decay,
+        layer_scale=layer_scale if isinstance(layer_scale, int | float) else None,
         sync_period=sync_period,
         slow_step_size=slow_step_size,
         average_start=average_start,
         average_period=average_period if average_start is not None else None,
         average_decay=average_decay,
     )
+    for name, stage in (("core", core), ("plateau", plateau)):
+        if stage is not None and not hasattr(stage, "update"):
+            raise ValueError(f"{name} must be a gradient transformation, got {stage!r}")
     if learning_rate is None:
         raise ValueError("learning_rate must be in [0, inf), a schedule or an array, got None")
     stages: dict[str, optax.GradientTransformation] = {}
@@ -138,11 +142,8 @@ def compose(
     if momentum is not None:
         stages["heavy_ball"] = heavy_ball(momentum, dampening=dampening)
     if weight_decay is not None:
-        if decay_mask is None and fan_in_axes is not None:
-            decay_mask = partial(kernel_mask, rule=fan_in_axes)
-        stages["decay_weights"] = decay_weights(
-            product(learning_rate, weight_decay), mask=decay_mask
-        )
+        mask = decay_mask_or_rule(decay_mask, fan_in_axes)
+        stages["decay_weights"] = decay_weights(product(learning_rate, weight_decay), mask=mask)
     if layer_scale is not None:
         stages["scale_by_layer"] = scale_by_layer(layer_scale)
     if plateau is not None:
@@ -178,6 +179,7 @@ _RANGES = {  # of every numeric keyword, under the name that users pass it by
     "momentum": "[0, 1)",
     "dampening": "[0, 1]",
     "weight_decay": "[0, inf)",
+    "layer_scale": "[0, inf)",
     "sync_period": "[1, inf)",
     "slow_step_size": "[0, 1]",
     "average_start": "[0, inf]",
@@ -191,6 +193,13 @@ def check_named(**values: Any) -> None:
     for name, value in values.items():
         if value is not None:
             check(name, value, _RANGES[name], whole=name in ("sync_period", "average_period"))
+
+
+def decay_mask_or_rule(decay_mask: Mask | None, fan_in_axes: FanInRule | None) -> Mask | None:
+    """What decays: the mask, or without one the kernels by the rule, or without that by ours."""
+    if decay_mask is None and fan_in_axes is not None:
+        return partial(kernel_mask, rule=fan_in_axes)
+    return decay_mask
 
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ import optax
 
 from amac_jax.layout import kernel_mask
 from amac_jax.optimizers.amac import amac_techniques
-from amac_jax.optimizers.compose import compose, takes_techniques
+from amac_jax.optimizers.classic import core
+from amac_jax.optimizers.compose import compose, decay_mask_or_rule, takes_techniques
 from amac_jax.schedules import (
     Hyperparameter,
     check,
@@ -45,7 +47,7 @@ def cnn(
     momentum carries along, not the decoupled decay of AdamW.
 
     Args:
-      total_steps: the length of the run, in steps.
+      total_steps: the length of the run, in steps, >= 1.
       learning_rate: the first, for batches of 256; >= 0.
       weight_decay: lambda, >= 0.
       schedule: "cosine", to 0, or "step", times 0.1 after a half and after three quarters.
@@ -62,25 +64,28 @@ def cnn(
       >>> tx = cnn(total_steps=1000, schedule="step")
 
     Reference:
-      He et al., Deep Residual Learning, 2016, https://arxiv.org/abs/1512.03385.
+      He et al., Deep Residual Learning, 2016, https://arxiv.org/abs/1512.03385, for the rate, the
+      penalty and the steps; Loshchilov and Hutter, SGDR, 2017, https://arxiv.org/abs/1608.03983,
+      for Nesterov's momentum and the cosine.
     """
     check("learning_rate", learning_rate, "[0, inf)")
     check("weight_decay", weight_decay, "[0, inf)")
     if schedule == "cosine":
         rate = cosine(learning_rate, total_steps)
     elif schedule == "step":
-        check("total_steps", total_steps, "(0, inf)")
         rate = piecewise_constant(
             [product(learning_rate, share) for share in (1.0, 0.1, 0.01)],
             [product(total_steps, 0.5), product(total_steps, 0.75)],
         )
     else:
         raise ValueError(f"schedule must be one of 'cosine', 'step', got {schedule!r}")
-    core = optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=kernel_mask),  # pyright: ignore
-        optax.trace(0.9, nesterov=True),
+    mask = decay_mask_or_rule(techniques.get("decay_mask"), techniques.get("fan_in_axes"))
+    decayed = optax.add_decayed_weights(
+        weight_decay,  # pyright: ignore[reportArgumentType]
+        mask=kernel_mask if mask is None else mask,
     )
-    return compose(core, rate, **_around(amac, total_steps, techniques))
+    momentum = optax.chain(decayed, optax.trace(0.9, nesterov=True))
+    return compose(momentum, rate, **_around(amac, total_steps, techniques))
 
 
 @takes_techniques
@@ -96,7 +101,7 @@ def transformer(
     """Transformers: AdamW, a tenth of the run warming up, then half a cosine to 0, clipped.
 
     Args:
-      total_steps: the length of the run, in steps.
+      total_steps: the length of the run, in steps, >= 1.
       learning_rate: the highest: 1e-4 for large models to 3e-4 for small ones; >= 0.
       weight_decay: lambda, of kernels, >= 0.
       clip_norm: limit on the gradients' norm, > 0.
@@ -138,7 +143,7 @@ def rnn(
     """Recurrent networks: Adam at a constant rate, the gradients' norm clipped.
 
     Args:
-      total_steps: the length of the run, in steps; only AMaC's techniques need it.
+      total_steps: the length of the run, in steps, >= 1; only AMaC's techniques need it.
       learning_rate: >= 0.
       clip_norm: limit on the gradients' norm, > 0; usually 1 to 5.
       amac: whether to put AMaC's techniques around the same core.
@@ -177,7 +182,7 @@ def gan(
     """Generative adversarial networks: Adam with little momentum, once for each network.
 
     Args:
-      total_steps: the length of the run, in steps; only AMaC's techniques need it.
+      total_steps: the length of the run, in steps, >= 1; only AMaC's techniques need it.
       learning_rate: of both, >= 0.
       b1: decay of the first moment, in [0, 1).
       amac: whether to put AMaC's techniques around the same core.
@@ -196,16 +201,15 @@ def gan(
       Radford et al., Unsupervised Representation Learning with Deep Convolutional Generative
       Adversarial Networks, 2016, https://arxiv.org/abs/1511.06434.
     """
-    check("b1", b1, "[0, 1)")
 
-    def optimizer() -> optax.GradientTransformationExtraArgs:
+    def optimizer(key: Any) -> optax.GradientTransformationExtraArgs:
         return compose(
-            optax.scale_by_adam(b1=b1),  # pyright: ignore[reportArgumentType]
+            core(optax.scale_by_adam, b1=b1),
             learning_rate,
-            **_around(amac, total_steps, techniques),
+            **_around(amac, total_steps, {"key": key, **techniques}),
         )
 
-    return Pair(generator=optimizer(), discriminator=optimizer())
+    return Pair(generator=optimizer(0), discriminator=optimizer(1))
 
 
 @takes_techniques
@@ -219,7 +223,7 @@ def rl(
     """Reinforcement learning: Adam at a constant rate.
 
     Args:
-      total_steps: the length of the run, in steps; only AMaC's techniques need it.
+      total_steps: the length of the run, in steps, >= 1; only AMaC's techniques need it.
       learning_rate: >= 0.
       amac: whether to put AMaC's techniques around the same core.
       **techniques: keywords of `compose`; `clip_norm=0.5` is usual for policy gradients.
@@ -273,8 +277,12 @@ def named(name: str) -> Callable[..., Any]:
 
 
 def _around(amac: bool, total_steps: Any, techniques: dict[str, Any]) -> dict[str, Any]:
+    if total_steps is not None:
+        check("total_steps", total_steps, "[1, inf)")  # a learning rate in its place is below
     if not amac:
         return techniques
     if total_steps is None:
-        raise ValueError("total_steps must be in (0, inf) with amac=True, got None")
-    return {**amac_techniques(total_steps), **techniques}
+        raise ValueError("total_steps must be in [1, inf) with amac=True, got None")
+    known = set(inspect.signature(amac_techniques).parameters) & set(techniques)
+    around = amac_techniques(total_steps, **{name: techniques[name] for name in known})
+    return {**{k: v for k, v in techniques.items() if k not in known}, **around}

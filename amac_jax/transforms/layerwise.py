@@ -214,7 +214,8 @@ def first_fit(path: KeyPath, patterns: Sequence[str]) -> str | None:
 
 
 def check_multiplier(name: str, multiplier: Any) -> None:
-    check(name, multiplier, "[0, inf)")
+    if not isinstance(multiplier, jax.Array | np.ndarray):  # which may broadcast to a leaf
+        check(name, multiplier, "[0, inf)")
 
 
 def check_patterns(name: str, patterns: Any) -> None:

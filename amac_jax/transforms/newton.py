@@ -15,7 +15,7 @@ from amac_jax.precision import widen
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
 
 DENSE_LIMIT = 512  # parameters, up to which the Hessian is made and decomposed
-KRYLOV_SIZE = 32  # Lanczos vectors: the memory of the matrix-free, saddle-free step
+KRYLOV_SIZE = 32  # vectors of the matrix-free step, if their number is not a Python number
 
 
 class NewtonState(NamedTuple):
@@ -29,8 +29,7 @@ def scale_by_newton(
     saddle_free: bool = False,
     *,
     matrix_free: bool | None = None,
-    max_iterations: Hyperparameter = 100,
-    tolerance: Hyperparameter = 1e-5,
+    max_iterations: Hyperparameter = 32,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies the gradient by the inverse of the damped Hessian of the objective.
 
@@ -41,13 +40,16 @@ def scale_by_newton(
     `tx.update(g, state, params, value_fn=lambda params: loss(params, batch))`.
 
     Up to 512 parameters H is made and decomposed into eigenvalues; an eigenvalue that is zero to
-    rounding contributes nothing, so that a singular H gives the step of least norm. Beyond that,
-    H is only ever multiplied with vectors: by conjugate gradients, which stop where the curvature
-    is not positive with the step they have, the gradient over |H g| / |g| if they have none; or,
-    saddle-free, by 32 steps of Lanczos' method with H replaced by its projection.
+    rounding contributes nothing, so that a singular H gives the step of least norm. Beyond that H
+    is only ever multiplied with vectors: Lanczos' method gives an orthonormal basis of g, H g,
+    H^2 g, ..., and d is the vector in it for which |(H + delta I) d - g| is least (the method of
+    minimal residuals, conjugate gradients' relative for matrices that may be indefinite or
+    singular) or, saddle-free, what H's projection on it gives. As the basis grows, both become the
+    dense step.
 
     Place it first, where it sees gradients. An update costs as much as n gradients and n^3
-    operations (dense), or as 2 `max_iterations` gradients (matrix-free).
+    operations (dense), or as 2 `max_iterations` gradients and as many copies of the parameters
+    as `max_iterations` (matrix-free).
 
     Args:
       damping: delta, in the unit of H, value per parameter squared; >= 0. It bounds the step by
@@ -55,8 +57,8 @@ def scale_by_newton(
       saddle_free: whether eigenvalues count by their absolute value, so that saddle points and
         maxima repel; without it they attract, as they do Newton's iteration.
       matrix_free: whether H is never made; None is beyond 512 parameters.
-      max_iterations: of conjugate gradients and of Lanczos' method (at most 32), >= 1.
-      tolerance: of conjugate gradients, on the residual relative to g; >= 0.
+      max_iterations: vectors in the basis of the matrix-free step, >= 1; an array or a schedule
+        may lower it from 32.
 
     Returns:
       A transformation whose updates have the shapes and dtypes of the gradients, computed in at
@@ -82,11 +84,10 @@ def scale_by_newton(
     Reference:
       Dauphin et al., Identifying and Attacking the Saddle Point Problem in High-Dimensional
       Non-Convex Optimization, 2014, https://arxiv.org/abs/1406.2572;
-      Martens, Deep Learning via Hessian-Free Optimization, 2010.
+      Paige and Saunders, Solution of Sparse Indefinite Systems of Linear Equations, 1975.
     """
     check("damping", damping, "[0, inf)")
     check("max_iterations", max_iterations, "[1, inf)", whole=True)
-    check("tolerance", tolerance, "[0, inf)")
 
     def init(params: optax.Params) -> NewtonState:
         return NewtonState(count=jnp.zeros([], jnp.int32))
@@ -107,18 +108,12 @@ def scale_by_newton(
             direction = gradient
         elif not (size > DENSE_LIMIT if matrix_free is None else matrix_free):
             direction = _dense(objective, wide_params, gradient, inverse)
-        elif saddle_free:
-            iterations = whole_value_at(max_iterations, count)
-            most = int(max_iterations) if isinstance(max_iterations, int | float) else KRYLOV_SIZE
-            vectors = min(most, KRYLOV_SIZE, size)
-            direction = _lanczos(times_hessian, gradient, inverse, iterations, vectors)
         else:
-            direction = _conjugate_gradients(
-                lambda vector: _add(times_hessian(vector), delta, vector),
-                gradient,
-                whole_value_at(max_iterations, count),
-                value_at(tolerance, count),
-            )
+            most = int(max_iterations) if isinstance(max_iterations, int | float) else KRYLOV_SIZE
+            iterations = whole_value_at(max_iterations, count)
+            space = _lanczos(times_hessian, gradient, iterations, min(most, size))
+            solve = _projected(inverse) if saddle_free else _minimal_residual(delta)
+            direction = _combine(space.basis, space.length * solve(space.projection))
         return optax.tree.cast_like(direction, updates), NewtonState(next_count(count))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -141,49 +136,18 @@ def _dense(objective: Objective, params: Any, gradient: Any, inverse: Callable) 
     return unravel_gradient(vectors @ along)
 
 
-def _conjugate_gradients(
-    times: Callable[[Any], Any], b: Any, max_iterations: jax.Array, tolerance: jax.Array
-) -> Any:
-    """x with A x = b for a positive definite A; else the x at which b^T A b > 0 first fails."""
-    b_squared = _dot(b, b)
-    target = tolerance.astype(b_squared.dtype) ** 2 * b_squared
-
-    def unfinished(carry):
-        iteration, _, _, _, r_squared, convex = carry
-        return (iteration < max_iterations) & (r_squared > target) & convex
-
-    def iterate(carry):
-        iteration, x, residual, p, r_squared, _ = carry
-        a_p = times(p)
-        curvature, length = _dot(p, a_p), optax.tree.norm(a_p)
-        convex = curvature > 0
-        # No curvature to trust: no further, but from nowhere a step along the gradient, as long
-        # as 1 / |lambda| makes it where the gradient is an eigenvector.
-        first = jnp.where(length > 0, jnp.sqrt(r_squared) / jnp.where(length > 0, length, 1.0), 0.0)
-        step = jnp.where(convex, r_squared / jnp.where(convex, curvature, 1.0), 0.0)
-        step = jnp.where(~convex & (iteration == 0), first, step)
-        x, residual = _add(x, step, p), _add(residual, -step, a_p)
-        r_squared, before = _dot(residual, residual), r_squared
-        p = _add(residual, r_squared / before, p)
-        return iteration + 1, x, residual, p, r_squared, convex
-
-    start = (jnp.int32(0), optax.tree.zeros_like(b), b, b, b_squared, jnp.bool_(True))
-    return jax.lax.while_loop(unfinished, iterate, start)[1]
+class _Krylov(NamedTuple):
+    basis: Any  # (k, ...) a leaf: orthonormal; rows of zeros beyond the iterations
+    projection: jax.Array  # (k + 1, k): column i is A q_i in terms of q_0, ..., q_{i + 1}
+    length: jax.Array  # () of the vector it begins with
 
 
-def _dot(x: Any, y: Any) -> jax.Array:
-    return jnp.asarray(optax.tree.vdot(x, y))
-
-
-def _add(x: Any, scale: jax.Array, y: Any) -> Any:
-    return jax.tree.map(lambda x, y: x + scale.astype(x.dtype) * y.astype(x.dtype), x, y)
-
-
-def _lanczos(
-    times: Callable[[Any], Any], b: Any, inverse: Callable, iterations: jax.Array, size: int
-) -> Any:
-    """inverse(A) b in the Krylov space of A and b, from the eigenvalues of A's projection on it."""
-    norm = optax.tree.norm(b)
+def _lanczos(times: Callable[[Any], Any], b: Any, iterations: jax.Array, size: int) -> _Krylov:
+    """A basis of b, A b, A^2 b, ..., kept orthogonal to rounding; ends early where that is all."""
+    largest = optax.tree.norm(b, ord="inf")
+    usable = largest > 0
+    b = _scaled(b, jnp.where(usable, 1.0 / jnp.where(usable, largest, 1.0), 0.0))
+    norm = optax.tree.norm(b)  # of numbers up to 1, whose squares are in range
     dtype = norm.dtype
     rounding = 10 * jnp.finfo(dtype).eps
 
@@ -191,31 +155,57 @@ def _lanczos(
         products = jax.tree.map(
             lambda q, v: jnp.tensordot(q, v.astype(q.dtype), axes=v.ndim), basis, vector
         )
-        return sum(leaf.astype(dtype) for leaf in jax.tree.leaves(products))
-
-    def combine(basis, coefficients):
-        return jax.tree.map(lambda q: jnp.tensordot(coefficients.astype(q.dtype), q, 1), basis)
+        return sum((p.astype(dtype) for p in jax.tree.leaves(products)), jnp.zeros(size, dtype))
 
     def unit(vector, length, usable):
-        scale = jnp.where(usable, 1.0 / jnp.where(usable, length, 1.0), 0.0)
-        return jax.tree.map(lambda v: scale.astype(v.dtype) * v, vector)
+        return _scaled(vector, jnp.where(usable, 1.0 / jnp.where(usable, length, 1.0), 0.0))
 
     def iterate(i, carry):
         basis, projection, q, scale = carry
         basis = jax.tree.map(lambda rows, v: rows.at[i].set(v), basis, q)
         a_q = times(q)
         coefficients = along(basis, a_q)
-        projection = projection.at[:, i].set(coefficients)
-        remainder = optax.tree.sub(a_q, combine(basis, coefficients))
+        remainder = optax.tree.sub(a_q, _combine(basis, coefficients))
         # Twice, for orthogonality to rounding.
-        remainder = optax.tree.sub(remainder, combine(basis, along(basis, remainder)))
+        remainder = optax.tree.sub(remainder, _combine(basis, along(basis, remainder)))
         length, scale = optax.tree.norm(remainder), jnp.maximum(scale, optax.tree.norm(a_q))
-        return basis, projection, unit(remainder, length, length > rounding * scale), scale
+        more = length > rounding * scale
+        projection = projection.at[:-1, i].set(coefficients)
+        projection = projection.at[i + 1, i].set(jnp.where(more, length, 0.0))
+        return basis, projection, unit(remainder, length, more), scale
 
     basis = jax.tree.map(lambda v: jnp.zeros((size, *v.shape), v.dtype), b)
-    carry = (basis, jnp.zeros((size, size), dtype), unit(b, norm, norm > 0), jnp.zeros([], dtype))
+    projection = jnp.zeros((size + 1, size), dtype)
+    carry = basis, projection, unit(b, norm, norm > 0), jnp.zeros([], dtype)
     basis, projection, _, _ = jax.lax.fori_loop(0, jnp.minimum(iterations, size), iterate, carry)
-    # Column i was taken with the basis up to i: the upper half of a symmetric matrix.
-    projection = jnp.triu(projection) + jnp.triu(projection, 1).T
-    eigenvalues, vectors = jnp.linalg.eigh(projection)
-    return combine(basis, norm * (vectors @ (inverse(eigenvalues, size) * vectors[0])))
+    return _Krylov(basis, projection, largest.astype(dtype) * norm)
+
+
+def _minimal_residual(damping: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    def solve(projection):
+        size = projection.shape[1]
+        # A direction beyond the iterations has an empty column, and no damping either.
+        done = jnp.any(projection != 0, axis=0).astype(projection.dtype)
+        damped = projection + damping.astype(projection.dtype) * jnp.eye(size + 1, size) * done
+        first = jnp.zeros(size + 1, projection.dtype).at[0].set(1.0)
+        return jnp.linalg.lstsq(damped, first, rcond=size * jnp.finfo(projection.dtype).eps)[0]
+
+    return solve
+
+
+def _projected(inverse: Callable[[jax.Array, int], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    def solve(projection):
+        # Column i was taken with the basis up to i: the upper half of a symmetric matrix.
+        upper = jnp.triu(projection[:-1])
+        eigenvalues, vectors = jnp.linalg.eigh(upper + jnp.triu(upper, 1).T)
+        return vectors @ (inverse(eigenvalues, len(eigenvalues)) * vectors[0])
+
+    return solve
+
+
+def _combine(basis: Any, coefficients: jax.Array) -> Any:
+    return jax.tree.map(lambda q: jnp.tensordot(coefficients.astype(q.dtype), q, 1), basis)
+
+
+def _scaled(tree: Any, scale: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: scale.astype(leaf.dtype) * leaf, tree)

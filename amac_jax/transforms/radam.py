@@ -98,7 +98,7 @@ def effective_samples(b2: jax.Array, t: jax.Array) -> jax.Array:
     """
     small_x, small_a = (1.0, 0.1) if t.dtype == jnp.float32 else (0.1, 0.01)
     a = 1.0 - b2.astype(t.dtype)
-    c = -jnp.log(b2.astype(t.dtype))
+    c = -jnp.log(jnp.maximum(b2.astype(t.dtype), jnp.finfo(t.dtype).tiny))
     x = c * t
     bernoulli = (1 / 1209600, 0, -1 / 30240, 0, 1 / 720, 0, -1 / 12, 1 / 2, 0)
     gregory = (863 / 30240, 3 / 80, 19 / 360, 1 / 12, 1 / 6, 0)

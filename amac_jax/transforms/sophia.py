@@ -98,7 +98,9 @@ def scale_by_sophia(
         mu = moving_average(b1_t, state.mu, widen(updates))
 
         def estimate(hessian):
-            step_key = jax.random.fold_in(typed_key(state.key, like=key), count)
+            # Apart from `inject_noise`, which folds the count into what may be the same key.
+            own_key = jax.random.fold_in(typed_key(state.key, like=key), 0x50F1A)
+            step_key = jax.random.fold_in(own_key, count)
             signs = optax.tree.random_like(step_key, wide_params, jax.random.rademacher)
             products = hessian_vector_product(objective, wide_params, signs)
             return moving_average(b2_t, hessian, optax.tree.mul(signs, products))
