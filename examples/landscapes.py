@@ -7,7 +7,8 @@
 Each optimizer runs with 20 learning rates at once, from 1e-4 to 5.6, four to a decade. Shown is
 the best: the one that is soonest within 1e-3 of the minimum for good, else the one that ends
 lowest; on x cos(pi x), the saddle and tanh, where one long step leaves the map, the best up to
-0.1. A saddle has no minimum: to be down at the edge of the map counts. On the Rosenbrock function Newton's method is there in 3 steps, Adam in 280.
+0.1. A saddle has no minimum: to be down at the edge of the map counts. On the Rosenbrock function
+Newton's method is there in 3 steps, Adam in 280.
 """
 
 import argparse
