@@ -158,6 +158,16 @@ def test_low_rank_and_unused_parameters_beyond_the_limit(saddle_free, rank):
 
 
 @matrix_free
+@pytest.mark.parametrize("saddle_free", [False, True])
+def test_where_there_is_no_curvature_damping_makes_it_a_gradient_step(matrix_free, saddle_free):
+    arguments = {"matrix_free": matrix_free, "saddle_free": saddle_free}
+    flat = direction(np.zeros((4, 4)), np.arange(4.0), damping=0.5, **arguments)
+    np.testing.assert_allclose(flat, 2 * np.arange(4.0), rtol=1e-5)
+    flat = direction(np.diag([0.0, 0.0, 3.5]), np.ones(3), damping=0.5, **arguments)
+    np.testing.assert_allclose(flat, [2.0, 2.0, 0.25], rtol=1e-5)
+
+
+@matrix_free
 @pytest.mark.parametrize("size", [1e-15, 1e15])
 def test_gradients_of_any_size(matrix_free, size):
     gradient = np.array([2.0, -4.0]) * size
@@ -181,6 +191,15 @@ def test_max_iterations_is_the_size_of_the_space():
         )
     ]
     assert all(after < 0.9 * before for before, after in itertools.pairwise(residuals))
+
+
+@pytest.mark.parametrize("saddle_free", [False, True])
+def test_a_traced_number_of_iterations_is_that_number(saddle_free):
+    arguments = {"damping": 0.7, "saddle_free": saddle_free, "matrix_free": True}
+    for number in (1, 2, 4):
+        fixed = direction(INDEFINITE, GRADIENT, max_iterations=number, **arguments)
+        traced = direction(INDEFINITE, GRADIENT, max_iterations=jnp.array(number), **arguments)
+        np.testing.assert_allclose(traced, fixed, rtol=1e-4, atol=1e-5)
 
 
 def test_plain_newton_means_the_same_on_both_sides_of_the_limit():

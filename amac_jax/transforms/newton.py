@@ -113,7 +113,7 @@ def scale_by_newton(
             iterations = whole_value_at(max_iterations, count)
             space = _lanczos(times_hessian, gradient, iterations, min(most, size))
             solve = _projected(inverse) if saddle_free else _minimal_residual(delta)
-            direction = _combine(space.basis, space.length * solve(space.projection))
+            direction = _combine(space.basis, space.length * solve(space))
         return optax.tree.cast_like(direction, updates), NewtonState(next_count(count))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -138,6 +138,7 @@ def _dense(objective: Objective, params: Any, gradient: Any, inverse: Callable) 
 
 class _Krylov(NamedTuple):
     basis: Any  # (k, ...) a leaf: orthonormal; rows of zeros beyond the iterations
+    used: jax.Array  # (k,) 1 for the rows of the basis, 0 beyond
     projection: jax.Array  # (k + 1, k): column i is A q_i in terms of q_0, ..., q_{i + 1}
     length: jax.Array  # () of the vector it begins with
 
@@ -161,8 +162,9 @@ def _lanczos(times: Callable[[Any], Any], b: Any, iterations: jax.Array, size: i
         return _scaled(vector, jnp.where(usable, 1.0 / jnp.where(usable, length, 1.0), 0.0))
 
     def iterate(i, carry):
-        basis, projection, q, scale = carry
+        basis, used, projection, q, scale = carry
         basis = jax.tree.map(lambda rows, v: rows.at[i].set(v), basis, q)
+        used = used.at[i].set(jnp.round(optax.tree.norm(q)).astype(dtype))
         a_q = times(q)
         coefficients = along(basis, a_q)
         remainder = optax.tree.sub(a_q, _combine(basis, coefficients))
@@ -172,31 +174,30 @@ def _lanczos(times: Callable[[Any], Any], b: Any, iterations: jax.Array, size: i
         more = length > rounding * scale
         projection = projection.at[:-1, i].set(coefficients)
         projection = projection.at[i + 1, i].set(jnp.where(more, length, 0.0))
-        return basis, projection, unit(remainder, length, more), scale
+        return basis, used, projection, unit(remainder, length, more), scale
 
     basis = jax.tree.map(lambda v: jnp.zeros((size, *v.shape), v.dtype), b)
     projection = jnp.zeros((size + 1, size), dtype)
-    carry = basis, projection, unit(b, norm, norm > 0), jnp.zeros([], dtype)
-    basis, projection, _, _ = jax.lax.fori_loop(0, jnp.minimum(iterations, size), iterate, carry)
-    return _Krylov(basis, projection, largest.astype(dtype) * norm)
+    carry = basis, jnp.zeros(size, dtype), projection, unit(b, norm, norm > 0), jnp.zeros([], dtype)
+    last = jax.lax.fori_loop(0, jnp.minimum(iterations, size), iterate, carry)
+    return _Krylov(*last[:3], length=largest.astype(dtype) * norm)
 
 
-def _minimal_residual(damping: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    def solve(projection):
-        size = projection.shape[1]
-        # A direction beyond the iterations has an empty column, and no damping either.
-        done = jnp.any(projection != 0, axis=0).astype(projection.dtype)
-        damped = projection + damping.astype(projection.dtype) * jnp.eye(size + 1, size) * done
+def _minimal_residual(damping: jax.Array) -> Callable[[_Krylov], jax.Array]:
+    def solve(space):
+        projection, size = space.projection, space.projection.shape[1]
+        delta = damping.astype(projection.dtype)
+        damped = projection + delta * jnp.eye(size + 1, size) * space.used
         first = jnp.zeros(size + 1, projection.dtype).at[0].set(1.0)
         return jnp.linalg.lstsq(damped, first, rcond=size * jnp.finfo(projection.dtype).eps)[0]
 
     return solve
 
 
-def _projected(inverse: Callable[[jax.Array, int], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    def solve(projection):
+def _projected(inverse: Callable[[jax.Array, int], jax.Array]) -> Callable[[_Krylov], jax.Array]:
+    def solve(space):
         # Column i was taken with the basis up to i: the upper half of a symmetric matrix.
-        upper = jnp.triu(projection[:-1])
+        upper = jnp.triu(space.projection[:-1])
         eigenvalues, vectors = jnp.linalg.eigh(upper + jnp.triu(upper, 1).T)
         return vectors @ (inverse(eigenvalues, len(eigenvalues)) * vectors[0])
 
