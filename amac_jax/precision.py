@@ -48,6 +48,35 @@ def map_wide(function: Callable[..., jax.Array], updates: Any, *rest: Any) -> An
     return jax.tree.map(leafwise, updates, *rest)
 
 
+def write_when(
+    due: jax.Array,
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+    state: Any,
+    params: Any,
+    updates: Any,
+) -> Any:
+    """function(state, params + updates) leaf by leaf where `due`, else `state`, left untouched.
+
+    When it is not due, no leaf is read or written: `optax.apply_updates` computes params + updates
+    too, so that XLA has it in memory as the new parameters, and makes it once. Under `vmap` over
+    `due` a conditional becomes a select, which reads and writes every leaf at every step.
+
+    Example:
+      >>> tree = jnp.zeros(2)
+      >>> write_when(jnp.array(True), lambda old, new: (old + new) / 2, tree, tree, tree + 1)
+      Array([0.5, 0.5], dtype=float32)
+    """
+    landing = jax.tree.map(lambda p, u: widen(p) + widen(u), params, updates)
+    # To keep is the false branch: XLA copies every buffer if the branches are exchanged.
+    return jax.lax.cond(
+        due,
+        lambda state, landing: jax.tree.map(function, state, landing),
+        lambda state, landing: state,
+        state,
+        landing,
+    )
+
+
 def global_norm(tree: Any) -> jax.Array:
     """The Euclidean norm of all leaves together, () in at least float32."""
     return optax.tree.norm(widen(tree))

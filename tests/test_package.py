@@ -22,12 +22,13 @@ BELOW = {
     "layout": set(),
     "keys": set(),
     "moments": set(),
+    "samplers": set(),
     "objective": set(),
     "landscapes": {"keys", "objective"},
     "plotting": set(),
     "batch_stats": set(),
-    "transforms": {"schedules", "precision", "layout", "keys", "moments", "objective"},
-    "optimizers": {"schedules", "precision", "layout", "transforms", "optimizers"},
+    "transforms": {"schedules", "precision", "layout", "keys", "moments", "objective", "samplers"},
+    "optimizers": {"schedules", "precision", "layout", "samplers", "transforms", "optimizers"},
     "inspection": {"schedules", "precision", "layout", "transforms"},
     "__init__": None,  # the names, from everywhere
 }

@@ -10,9 +10,9 @@ import optax
 
 from amac_jax.optimizers.compose import compose
 from amac_jax.precision import wide_copy, widen
+from amac_jax.samplers import Sampler
 from amac_jax.schedules import Schedule, check, check_lengths, next_count, step_number
 from amac_jax.transforms.averaging import AverageWeightsState
-from amac_jax.transforms.noise import Sampler
 
 
 def amac_reference(

@@ -12,6 +12,7 @@ import optax
 
 from amac_jax.layout import FanInRule, kernel_mask
 from amac_jax.precision import at_least_float32
+from amac_jax.samplers import Sampler
 from amac_jax.schedules import Hyperparameter, as_schedule, check, product
 from amac_jax.transforms.averaging import average_weights
 from amac_jax.transforms.centralization import centralize as centralize_gradients
@@ -19,7 +20,7 @@ from amac_jax.transforms.clipping import clip_by_global_norm, clip_by_value
 from amac_jax.transforms.layerwise import Multipliers, scale_by_layer
 from amac_jax.transforms.lookahead import lookahead
 from amac_jax.transforms.momentum import heavy_ball
-from amac_jax.transforms.noise import Sampler, inject_noise
+from amac_jax.transforms.noise import inject_noise
 from amac_jax.transforms.recording import recorded_chain
 from amac_jax.transforms.weight_decay import Mask, decay_weights
 

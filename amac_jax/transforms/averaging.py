@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax.precision import widen
+from amac_jax.precision import write_when
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
 
 
@@ -99,21 +99,10 @@ def average_weights(
         if decay is not None:
             weight = jnp.maximum(weight, 1.0 - value_at(decay, state.count))
 
-        def fold_in(average):
-            return jax.tree.map(
-                lambda a, p, u: (
-                    a + weight.astype(a.dtype) * ((widen(p) + widen(u)).astype(a.dtype) - a)
-                ),
-                average,
-                params,
-                updates,
-            )
+        def fold_in(average, theta):
+            return average + weight.astype(average.dtype) * (theta.astype(average.dtype) - average)
 
-        def keep(average):
-            return average
-
-        # `keep` is the false branch: XLA copies every buffer if the branches are exchanged.
-        average = jax.lax.cond(due, fold_in, keep, state.average)
+        average = write_when(due, fold_in, state.average, params, updates)
         return updates, AverageWeightsState(count=step, averaged=averaged, average=average)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax.precision import wide_copy, widen
+from amac_jax.precision import wide_copy, widen, write_when
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
 
 
@@ -82,22 +82,18 @@ def lookahead(
             raise ValueError("lookahead needs params: tx.update(updates, state, params)")
         remainder = 1.0 - value_at(slow_step_size, state.count)
         step = next_count(state.count)
-
-        def synchronize(updates, slow):
-            updates = jax.tree.map(
-                lambda u, p, s: towards_slow(u, p, s, remainder), updates, params, slow
-            )
-            slow = jax.tree.map(
-                lambda u, p, s: (widen(p) + widen(u)).astype(s.dtype), updates, params, slow
-            )
-            return updates, slow
-
-        def keep(updates, slow):
-            return updates, slow
-
-        # `keep` is the false branch: XLA copies every buffer if the branches are exchanged.
         due = step % whole_value_at(sync_period, state.count) == 0
-        updates, slow = jax.lax.cond(due, synchronize, keep, updates, state.slow)
+
+        def landing(u, p, s):
+            return jnp.where(due, towards_slow(u, p, s, remainder), u)
+
+        # Reading `slow` at every step costs less than a conditional, whose operand `updates` would
+        # have to be written to memory before it. Writing is left to one: its operands, the slow
+        # weights and the parameters to be, are in memory anyway.
+        updates = jax.tree.map(landing, updates, params, state.slow)
+        slow = write_when(
+            due, lambda slow, theta: theta.astype(slow.dtype), state.slow, params, updates
+        )
         return updates, LookaheadState(count=step, slow=slow)
 
     return optax.GradientTransformationExtraArgs(init, update)
