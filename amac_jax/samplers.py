@@ -77,7 +77,7 @@ def threefry_normal(key: Any, count: Any, like: Any) -> Any:
     largest = max((leaf.size for leaf in jax.tree.leaves(like)), default=0)
     if (
         jax.random.key_impl(key) == threefry
-        and jax.config.jax_threefry_partitionable
+        and jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
         and largest <= 2**32  # beyond, JAX counts in 64 bits
     ):
         key = jax.random.wrap_key_data(jax.random.key_data(key), impl=_unrolled_threefry)
