@@ -1,0 +1,367 @@
+"""What a step costs: update and apply in one donated jit, beside optax.adamw in the same rounds.
+
+    python benchmarks/step_time.py                        # 10M parameters, 50 leaves: 2 minutes
+    python benchmarks/step_time.py --sizes 100M --json benchmarks/results/step_time-cpu-100M.json
+    python benchmarks/step_time.py --variants amac 'amac, noise=None' --rounds 50
+
+Variants take turns, so that what slows the machine down slows all of them; a ratio is that of two
+times of one round. Every sample is five steps, of which one synchronizes and averages.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+
+import amac_jax
+
+STEPS = 5  # a sample; the period of lookahead and averaging
+ADAMW_BYTES, AMAC_BYTES = 28.0, 39.2  # the least traffic of float32 parameters, a parameter
+
+
+def amac(**techniques: Any) -> optax.GradientTransformationExtraArgs:
+    # Averaging from the first synchronization on: the dearest part of a run, the last quarter.
+    return amac_jax.amac(1e-3, 10**6, **{"average_start": STEPS, **techniques})
+
+
+def adamw(**techniques: Any) -> optax.GradientTransformationExtraArgs:
+    return amac_jax.adamw(1e-3, **techniques)
+
+
+BASELINE = "optax.adamw"
+VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    BASELINE: lambda: optax.adamw(1e-3),
+    "amac": amac,
+    "amac, noise=None": lambda: amac(noise=None),
+    "amac, sampler='gaussian'": lambda: amac(sampler="gaussian"),
+    "amac, sampler='threefry'": lambda: amac(sampler="threefry"),
+    "amac, no lookahead, no averaging": lambda: amac_jax.compose(
+        optax.scale_by_adam(),
+        1e-3,
+        **(amac_jax.optimizers.amac.amac_techniques(10**6) | NEITHER),
+        weight_decay=0.1,
+    ),
+    "amac, clip_norm=1": lambda: amac(clip_norm=1.0),
+    "amac, record_metrics=True": lambda: amac(record_metrics=True),
+    "amac, skip_nonfinite=True": lambda: amac(skip_nonfinite=True),
+    "adamw": adamw,
+    "adamw + clip_norm": lambda: adamw(clip_norm=1.0),
+    "adamw + centralize": lambda: adamw(centralize=True),
+    "adamw + noise": lambda: adamw(noise=0.01),
+    "adamw + noise, gaussian": lambda: adamw(noise=0.01, sampler="gaussian"),
+    "adamw + noise, threefry": lambda: adamw(noise=0.01, sampler="threefry"),
+    "adamw + clip_value": lambda: adamw(clip_value=1.0),
+    "adamw + momentum": lambda: adamw(momentum=0.9),
+    "adamw + lookahead": lambda: adamw(sync_period=STEPS),
+    "adamw + averaging": lambda: adamw(average_start=STEPS, average_period=STEPS),
+    "adamw + record_metrics": lambda: adamw(record_metrics=True),
+}
+NEITHER: dict[str, Any] = {"sync_period": None, "average_start": None}
+
+
+def parameters(size: int, leaves: int, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Half of the leaves square kernels, half their biases, together about `size` elements."""
+    side = max(round((size / (leaves / 2)) ** 0.5), 1)
+    return {
+        f"layer_{i}": {
+            "kernel": jnp.full((side, side), 0.1, dtype),
+            "bias": jnp.zeros((side,), dtype),
+        }
+        for i in range(leaves // 2)
+    }
+
+
+def lowered(tx: optax.GradientTransformation, params: Any) -> Any:
+    """The donated step of `tx`, ready to compile; nothing is allocated."""
+
+    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    shapes = jax.eval_shape(lambda params: params, params)
+    return jax.jit(step, donate_argnums=(0, 1)).lower(
+        shapes, jax.eval_shape(tx.init, params), shapes
+    )
+
+
+def count_of(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def bytes_per_parameter(program: Any, params: Any) -> float:
+    """What the compiled program says it reads and writes, a conditional at its dearer branch."""
+    return program.cost_analysis()["bytes accessed"] / count_of(params)
+
+
+class Runner(NamedTuple):
+    """Something that takes `STEPS` steps and returns when they are done."""
+
+    run: Callable[[], None]
+    facts: dict[str, Any]
+
+
+def jax_runner(tx: optax.GradientTransformation, params: Any, gradients: Any) -> Runner:
+    jax.clear_caches()
+    began = time.perf_counter()
+    program = lowered(tx, params).compile()
+    compile_s = time.perf_counter() - began
+    memory = program.memory_analysis()
+    carry = [jax.tree.map(jnp.copy, params), tx.init(params)]
+
+    def run() -> None:
+        for _ in range(STEPS):
+            carry[:] = program(*carry, gradients)
+        jax.block_until_ready(carry)
+
+    facts = {
+        "compile_s": compile_s,
+        "bytes_per_parameter": bytes_per_parameter(program, params),
+        "state_bytes_per_parameter": sum(x.nbytes for x in jax.tree.leaves(carry[1]))
+        / count_of(params),
+        "temporary_bytes_per_parameter": memory.temp_size_in_bytes / count_of(params),
+        "peak_bytes": memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes,
+    }
+    return Runner(run, facts)
+
+
+def copy_runner(params: Any) -> Runner:
+    """Scales six trees of the parameters' shapes in place: no cache holds what AMaC's state is."""
+    trees = [[jax.tree.map(jnp.copy, params) for _ in range(6)]]
+
+    def scaled(trees: Any) -> Any:
+        return jax.tree.map(lambda x: x * jnp.asarray(1.0001, x.dtype), trees)
+
+    program = jax.jit(scaled, donate_argnums=0).lower(trees[0]).compile()
+
+    def run() -> None:
+        trees[0] = program(trees[0])
+        jax.block_until_ready(trees[0])
+
+    moved = 2 * sum(x.nbytes for x in jax.tree.leaves(trees[0]))
+    return Runner(run, {"bytes": moved})
+
+
+def torch_runners(params: Any) -> dict[str, Runner]:
+    """PyTorch's own AdamW on the same GPU, its step alone; none without one."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return {}
+    if not torch.cuda.is_available():
+        return {}
+
+    def runner(**how: bool) -> Runner:
+        dtype = getattr(torch, jax.tree.leaves(params)[0].dtype.name)
+        tensors = [
+            torch.full(x.shape, 0.1, dtype=dtype, device="cuda", requires_grad=True)
+            for x in jax.tree.leaves(params)
+        ]
+        for tensor in tensors:
+            tensor.grad = torch.full_like(tensor, 0.01)
+        optimizer = torch.optim.AdamW(tensors, lr=1e-3, **how)
+
+        def run() -> None:
+            for _ in range(STEPS):
+                optimizer.step()
+            torch.cuda.synchronize()
+
+        return Runner(run, {"version": torch.__version__})
+
+    return {
+        "torch.optim.AdamW(fused=True)": runner(fused=True),
+        "torch.optim.AdamW(foreach=True)": runner(foreach=True),
+    }
+
+
+def measure(size: int, leaves: int, dtype: str, names: list[str], rounds: int) -> dict[str, Any]:
+    """One configuration: every variant's times, round by round."""
+    params = parameters(size, leaves, dtype)
+    key = jax.random.key(0)
+    gradients = jax.tree.map(lambda x: 0.01 * jax.random.normal(key, x.shape, x.dtype), params)
+    count = count_of(params)
+    what = f"{size / 1e6:g}M parameters, {leaves} leaves, {dtype}"
+    runners = {"copy": copy_runner(params)}
+    for name in tqdm(names, desc=f"{what}: compiling", leave=False):
+        runners[name] = jax_runner(VARIANTS[name](), params, gradients)
+    runners |= torch_runners(params)
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for round_number in tqdm(range(rounds + 1), desc=f"{what}: rounds", leave=False):
+        for name, runner in runners.items():
+            began = time.perf_counter()
+            runner.run()
+            if round_number:  # the first one warms up
+                times[name].append(time.perf_counter() - began)
+    copy_bandwidth = runners["copy"].facts["bytes"] / statistics.median(times["copy"])
+    rows = {}
+    for name in runners:
+        if name == "copy":
+            continue
+        ratios = [a / b for a, b in zip(times[name], times[BASELINE], strict=True)]
+        seconds = statistics.median(times[name]) / STEPS
+        rows[name] = {
+            "ms": 1e3 * seconds,
+            "ratio": statistics.median(ratios),
+            "ratio_low": statistics.quantiles(ratios, n=10)[0],
+            "ratio_high": statistics.quantiles(ratios, n=10)[-1],
+            **runners[name].facts,
+        }
+        if dtype == "float32" and (name == BASELINE or name.startswith("amac")):
+            least = ADAMW_BYTES if name == BASELINE else AMAC_BYTES
+            rows[name]["copy_share"] = least * count / seconds / copy_bandwidth
+    return {
+        "parameters": count,
+        "leaves": leaves,
+        "dtype": dtype,
+        "rounds": rounds,
+        "copy_GB_per_s": copy_bandwidth / 1e9,
+        "variants": rows,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    header = (
+        f"{result['parameters'] / 1e6:.4g}M parameters, {result['leaves']} leaves, "
+        f"{result['dtype']}; in-place copy {result['copy_GB_per_s']:.1f} GB/s\n"
+        f"{'':34s}    ms   ratio  10 % .. 90 %  bytes  state  of copy  compile s"
+    )
+    lines = [header]
+    for name, row in result["variants"].items():
+        share = f"{100 * row['copy_share']:5.0f} %" if "copy_share" in row else " " * 7
+        compiled = (
+            f"{row['bytes_per_parameter']:6.1f} {row['state_bytes_per_parameter']:6.1f}  "
+            f"{share}  {row['compile_s']:8.2f}"
+            if "compile_s" in row
+            else ""
+        )
+        lines.append(
+            f"{name:34s} {row['ms']:6.2f}  {row['ratio']:6.2f}   "
+            f"{row['ratio_low']:4.2f} .. {row['ratio_high']:4.2f}  {compiled}"
+        )
+    return "\n".join(lines)
+
+
+def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
+    """A panel a configuration, a bar a variant."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tallest = max(len(result["variants"]) for result in results)
+    figure, panels = plt.subplots(
+        1,
+        len(results),
+        figsize=(3.4 + 4.2 * len(results), 1.6 + 0.28 * tallest),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for panel, result in zip(panels[0], results, strict=True):
+        rows = result["variants"]
+        ratios = [row["ratio"] for row in rows.values()]
+        errors = [
+            [row["ratio"] - row["ratio_low"] for row in rows.values()],
+            [row["ratio_high"] - row["ratio"] for row in rows.values()],
+        ]
+        colours = ["tab:red" if name.startswith("amac") else "tab:blue" for name in rows]
+        panel.barh(list(rows), ratios, xerr=errors, color=colours, ecolor="black", capsize=2)
+        for y, ratio in enumerate(ratios):
+            panel.text(ratio, y, f" {ratio:.2f}", va="bottom", fontsize=7)
+        panel.axvline(1, color="black", linewidth=0.8)
+        panel.axvline(AMAC_BYTES / ADAMW_BYTES, color="tab:red", linestyle=":", linewidth=1)
+        panel.set_xlabel("time of a step / optax.adamw's")
+        panel.set_title(
+            f"{result['parameters'] / 1e6:.3g}M parameters, {result['leaves']} leaves, "
+            f"{result['dtype']}",
+            fontsize=9,
+        )
+    panels[0][0].invert_yaxis()
+    figure.suptitle(
+        f"{device}: median and 10 % .. 90 % of paired ratios; dotted: ratio of AMaC's least bytes",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=110)
+
+
+def size_of(text: str) -> int:
+    units = {"K": 10**3, "M": 10**6, "B": 10**9}
+    try:
+        size = int(float(text.rstrip("KMB")) * units.get(text[-1:], 1))
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"must be a number such as 10M, got {text!r}")
+    return size
+
+
+def whole_from(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
+        return value
+
+    return whole
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Times of optimizer steps beside optax.adamw's; see the top of this file.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--sizes", type=size_of, nargs="+", default=[10**7], help="parameters")
+    parser.add_argument("--leaves", type=whole_from(2), nargs="+", default=[50])
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of those printed")
+    parser.add_argument("--rounds", type=whole_from(2), default=20)
+    parser.add_argument("--json", type=Path, help="write the figures here, and a .png beside them")
+    args = parser.parse_args(argv)
+    names = list(VARIANTS) if args.variants is None else [BASELINE, *args.variants]
+    if unknown := sorted(set(names) - set(VARIANTS)):
+        parser.error(f"no variant {unknown[0]!r}; there are: {', '.join(map(repr, VARIANTS))}")
+    device = jax.devices()[0]
+    content: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/step_time.py", *(argv or sys.argv[1:])]),
+        "device": f"{device.platform}, {device.device_kind}",
+        "versions": {
+            "python": platform.python_version(),
+            **{library.__name__: library.__version__ for library in (amac_jax, jax, optax)},
+        },
+        "results": [],
+    }
+    for dtype in args.dtypes:
+        for leaves in args.leaves:
+            for size in args.sizes:
+                content["results"].append(
+                    measure(size, leaves, dtype, list(dict.fromkeys(names)), args.rounds)
+                )
+                print(table(content["results"][-1]), end="\n\n", flush=True)
+                gc.collect()
+                if args.json:  # after every configuration, so that an interrupted run has some
+                    args.json.parent.mkdir(parents=True, exist_ok=True)
+                    args.json.write_text(json.dumps(content, indent=2) + "\n")
+    if args.json:
+        picture = args.json.with_suffix(".png")
+        draw(content["results"], content["device"], picture)
+        print(f"wrote {args.json} and {picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What the compiled step of a 50-leaf model moves, runs and keeps: gates that no clock can blur.
+
+The program is XLA's for CPU; nothing is timed. For times see `benchmarks/step_time.py`.
+"""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import amac_jax
+from benchmarks.step_time import (
+    BASELINE,
+    VARIANTS,
+    bytes_per_parameter,
+    count_of,
+    lowered,
+    parameters,
+)
+
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="gates on XLA's CPU program")
+
+PARAMS = jax.eval_shape(functools.partial(parameters, 10**7, 50))
+SIZE = count_of(PARAMS)
+KERNELS = [leaf for leaf in jax.tree.leaves(PARAMS) if len(leaf.shape) == 2]
+# Centralization's means, one a unit: written once and read by both moments.
+MEANS = 3 * 4 * sum(kernel.shape[1] for kernel in KERNELS) / SIZE
+WITHOUT_EITHER = "amac, no lookahead, no averaging"
+
+
+@functools.cache
+def program(name: str) -> Any:
+    return lowered(VARIANTS[name](), PARAMS).compile()
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        (BASELINE, 40),  # where the scale begins: m, v and theta, each in a loop of its own
+        ("adamw", 40),
+        ("adamw + noise", 40),
+        ("adamw + clip_value", 40),
+        ("adamw + centralize", 44 + MEANS),
+        ("adamw + clip_norm", 44),
+        ("adamw + momentum", 52),
+        ("adamw + lookahead", 52),
+        ("adamw + averaging", 52),
+        (WITHOUT_EITHER, 56 + MEANS),
+        ("amac, noise=None", 80 + MEANS),
+        ("amac", 80 + MEANS),
+        ("amac, sampler='gaussian'", 80 + MEANS),
+    ],
+)
+def test_bytes_accessed_a_parameter(name, most):
+    """A conditional counts at its dearer branch: a step that synchronizes and averages."""
+    scalars = 10_000 / SIZE  # counters, schedules and the noise's words
+    assert most - 1 < bytes_per_parameter(program(name), PARAMS) < most + scalars
+
+
+def test_the_issue_s_bounds():
+    assert bytes_per_parameter(program("amac"), PARAMS) <= 92
+    assert bytes_per_parameter(program(WITHOUT_EITHER), PARAMS) - MEANS <= 56 + 1e-3  # and scalars
+
+
+@pytest.mark.parametrize(
+    "name", ["amac", "amac, noise=None", "amac, sampler='gaussian'", "amac, skip_nonfinite=True"]
+)
+def test_no_loop_and_no_callback(name):
+    text = program(name).as_text()
+    assert not re.search(r"\bwhile\(", text)
+    assert not re.search(r'custom_call_target="[^"]*callback', text)
+    assert " outfeed(" not in text
+    assert " send(" not in text
+
+
+def test_at_most_one_copy_a_leaf():
+    """That of the parameters into the slow weights, in the branch that synchronizes."""
+    copied = re.findall(r"f32\[([\d,]+)\]\S* copy\(", program("amac").as_text())
+    assert len(copied) <= len(jax.tree.leaves(PARAMS))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "amac",
+        "amac, noise=None",
+        "amac, sampler='gaussian'",
+        WITHOUT_EITHER,
+        *(name for name in VARIANTS if name.startswith("adamw +") and "record" not in name),
+    ],
+)
+def test_nothing_of_a_leaf_s_size_is_kept_between_loops(name):
+    """Fresh memory costs a page fault for every 4 kB of it, five times a step's time in all."""
+    memory = program(name).memory_analysis()
+    assert memory.temp_size_in_bytes < KERNELS[0].size * 4 / 2
+    donated = count_of(jax.eval_shape(VARIANTS[name]().init, PARAMS)) + SIZE
+    assert memory.alias_size_in_bytes >= 4 * donated
+
+
+def test_1000_steps_are_compiled_once():
+    tx, traces = amac_jax.amac(1e-3, 1000, warmup_steps=10, average_start=500), 0
+    params = parameters(1000, 4)
+    state = tx.init(params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, gradients):
+        nonlocal traces
+        traces += 1
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for count in range(1000):
+        gradients = jax.tree.map(lambda x, c=count: jnp.full_like(x, 1.0 - c / 500), params)
+        params, state = step(params, state, gradients)
+    assert traces == 1
+    assert step._cache_size() == 1
