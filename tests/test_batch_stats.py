@@ -451,16 +451,18 @@ def test_models_and_variables_that_do_not_fit_are_errors():
         recompute_batch_stats(LinenNet(), [1.0], linen_variables(LinenNet()), train=True)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_averaged_weights_need_recomputed_statistics(seed):
-    """Stochastic weight averaging at a high rate, on three overlapping clouds of points."""
-    rng = np.random.default_rng(seed)
-    centers = rng.normal(size=(CLASSES, FEATURES))
+def test_averaged_weights_need_recomputed_statistics():
+    """Weights averaged over a run, for eight networks on three clouds of points far from zero.
+
+    So far from zero, the mean of the activations moves with every change of the weights.
+    """
+    rng = np.random.default_rng(0)
+    centers = 10.0 + 2.0 * np.eye(CLASSES, FEATURES)
     labels = rng.integers(CLASSES, size=2048)
     points = (centers[labels] + 0.7 * rng.normal(size=(2048, FEATURES))).astype(np.float32)
     batches, batch_labels = points[:1024].reshape(16, 64, -1), labels[:1024].reshape(16, 64)
     model = LinenNet(momenta=(0.9,) * 4, width=32)
-    tx = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.3, momentum=0.9))
+    tx = optax.chain(optax.add_decayed_weights(0.03), optax.sgd(0.05, momentum=0.9))
 
     def step(carry, batch):
         variables, state = carry
@@ -481,24 +483,31 @@ def test_averaged_weights_need_recomputed_statistics(seed):
         carry, _ = jax.lax.scan(step, carry, (batches, batch_labels))
         return carry, carry[0]["params"]
 
-    def evaluate(params, stats):
-        logits: Any = model.apply({"params": params, "batch_stats": stats}, points[1024:])
+    def train(variables):
+        carry = (variables, tx.init(variables["params"]))
+        (last, _), snapshots = jax.lax.scan(epoch, carry, length=20)
+        return last, jax.tree.map(lambda leaf: leaf.mean(axis=0), snapshots)
+
+    def evaluate(variables):
+        logits: Any = model.apply(variables, points[1024:])
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels[1024:]).mean()
-        return float(loss), float((logits.argmax(-1) == labels[1024:]).mean())
+        return loss, (logits.argmax(-1) == labels[1024:]).mean()
 
-    variables = dict(linen_variables(model, seed))
-    carry = (variables, tx.init(variables["params"]))
-    (last, _), snapshots = jax.lax.scan(epoch, carry, length=30)
-    averaged = jax.tree.map(lambda leaf: leaf[15:].mean(axis=0), snapshots)
-    variables = {"params": averaged, "batch_stats": last["batch_stats"]}
-    stats = recompute_batch_stats(model, batches, variables, train=True)
+    def stack(trees):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-    last_loss, _ = evaluate(last["params"], last["batch_stats"])
-    stale_loss, stale_accuracy = evaluate(averaged, last["batch_stats"])
-    loss, accuracy = evaluate(averaged, stats)
-    # Measured for these seeds: 0.20, 0.35, 0.29 against 2.15, 0.61, 0.52 (last: 0.32, 0.46, 0.55).
-    # At so high a rate rounding, which differs from CPU to CPU, grows: the accuracy gained was 0.03
-    # for seed 1 on one, more than 0.05 on another.
-    assert loss < 0.8 * stale_loss
-    assert accuracy > stale_accuracy
-    assert loss < 0.9 * last_loss
+    last, averaged = jax.vmap(train)(stack([linen_variables(model, seed) for seed in range(8)]))
+    stale = {**last, "params": averaged}
+    networks = [jax.tree.map(lambda leaf, i=i: leaf[i], stale) for i in range(8)]
+    stats = stack([recompute_batch_stats(model, batches, net, train=True) for net in networks])
+
+    last_loss, _ = jax.vmap(evaluate)(last)
+    stale_loss, stale_accuracy = jax.vmap(evaluate)(stale)
+    loss, accuracy = jax.vmap(evaluate)({**stale, "batch_stats": stats})
+    # Training amplifies rounding, which differs from CPU to CPU, so each bound is on a mean over
+    # the networks, at least 6 standard deviations of such means away. Measured, for 12 sets of
+    # seeds: 0.53 ± 0.05, 0.01 ± 0.01, 0.33 ± 0.05; for 12 perturbations of the initial weights by
+    # 1e-7: 0.55 ± 0.03, 0.01 ± 0.01, 0.33 ± 0.07.
+    assert (accuracy - stale_accuracy).mean() > 0.2
+    assert (loss / stale_loss).mean() < 0.2
+    assert (loss / last_loss).mean() < 0.8
