@@ -25,6 +25,7 @@ import optax
 from tqdm import tqdm
 
 import amac_jax
+from amac_jax.optimizers.amac import amac_techniques
 
 STEPS = 5  # a sample; the period of lookahead and averaging
 ADAMW_BYTES, AMAC_BYTES = 28.0, 39.2  # the least traffic of float32 parameters, a parameter
@@ -49,7 +50,7 @@ VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "amac, no lookahead, no averaging": lambda: amac_jax.compose(
         optax.scale_by_adam(),
         1e-3,
-        **(amac_jax.optimizers.amac.amac_techniques(10**6) | NEITHER),
+        **(amac_techniques(10**6) | NEITHER),
         weight_decay=0.1,
     ),
     "amac, clip_norm=1": lambda: amac(clip_norm=1.0),

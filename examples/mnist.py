@@ -7,12 +7,16 @@
 It prints a line an epoch and writes metrics.json and training.png to --out.
 """
 
+import time
+
+BEGAN = time.perf_counter()  # before JAX is imported: what a user waits for begins here
+
 import argparse
 import json
 import math
+import os
 import platform
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -121,7 +125,6 @@ def as_input(images):
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-@partial(jax.jit, static_argnames="batch_size", donate_argnames="state")
 def train_epoch(state: TrainState, images, labels, key, *, batch_size: int):
     """One pass in random order. Returns the state, the epoch's totals and each step's metrics."""
     steps = math.ceil(len(images) / batch_size)
@@ -158,7 +161,6 @@ def train_epoch(state: TrainState, images, labels, key, *, batch_size: int):
     return state, jnp.mean(losses), 100 * jnp.sum(correct) / len(images), metrics
 
 
-@partial(jax.jit, static_argnames="apply_fn")
 def accuracy(apply_fn, variables, images, labels):
     """In percent."""
 
@@ -169,15 +171,34 @@ def accuracy(apply_fn, variables, images, labels):
     return 100 * jnp.mean(jax.lax.map(is_correct, (images, labels), batch_size=500))
 
 
+def variables_of(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+@partial(jax.jit, static_argnames="batch_size", donate_argnames="state")
+def run_epoch(state: TrainState, images, labels, test_images, test_labels, key, *, batch_size: int):
+    """`train_epoch`, and the accuracy of the last and of the averaged weights: one program."""
+    state, loss, trained, metrics = train_epoch(state, images, labels, key, batch_size=batch_size)
+    tested = {"test_accuracy": variables_of(state)}
+    if has_average(state) and not state.batch_stats:
+        averaged = amac_jax.averaged_params(state.opt_state, state.params)
+        tested["averaged_test_accuracy"] = variables_of(state) | {"params": averaged}
+    row = {
+        name: accuracy(state.apply_fn, variables, test_images, test_labels)
+        for name, variables in tested.items()
+    }
+    return state, {"loss": loss, "train_accuracy": trained, **row}, metrics
+
+
+batch_stats_accuracy = jax.jit(accuracy, static_argnames="apply_fn")
+
+
 def averaged_variables(model: nn.Module, state: TrainState, images) -> dict[str, Any]:
     """The averaged weights, and BatchNorm statistics for them from 10,000 training images."""
-    variables = {"params": amac_jax.averaged_params(state.opt_state, state.params)}
-    if state.batch_stats:
-        batches = (as_input(images[i : i + 500]) for i in range(0, min(len(images), 10_000), 500))
-        variables["batch_stats"] = state.batch_stats
-        variables["batch_stats"] = amac_jax.recompute_batch_stats(
-            model, batches, variables, train=True
-        )
+    variables = variables_of(state)
+    variables["params"] = amac_jax.averaged_params(state.opt_state, state.params)
+    batches = (as_input(images[i : i + 500]) for i in range(0, min(len(images), 10_000), 500))
+    variables["batch_stats"] = amac_jax.recompute_batch_stats(model, batches, variables, train=True)
     return variables
 
 
@@ -189,10 +210,24 @@ def has_average(state: TrainState) -> bool:
     return True
 
 
+def initial_state(model: nn.Module, tx, key, images) -> TrainState:
+    def create(key) -> TrainState:
+        variables = model.init(key, as_input(images[:1]))
+        return TrainState.create(
+            apply_fn=model.apply,
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            tx=tx,
+        )
+
+    return jax.jit(create)(key)
+
+
 def train(args: argparse.Namespace, data: image_data.Images) -> "Report":
     model = MODELS[args.model]()
     # On the device once; every batch is gathered there.
-    images, labels, test_images, test_labels = jax.device_put(data[1:])
+    arrays = jax.device_put(data[1:])
+    images, _, test_images, test_labels = arrays
     steps = args.epochs * math.ceil(len(images) / args.batch_size)
     rate, optimizer = OPTIMIZERS[args.optimizer]
     rate = rate if args.learning_rate is None else args.learning_rate
@@ -201,38 +236,31 @@ def train(args: argparse.Namespace, data: image_data.Images) -> "Report":
     except ValueError as error:  # a learning rate or a length outside its range
         fail(error)
     init_key, epochs_key = jax.random.split(jax.random.key(args.seed))
-    variables = jax.jit(model.init)(init_key, as_input(images[:1]))
-    state = TrainState.create(
-        apply_fn=model.apply,
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        tx=tx,
-    )
-    averages = has_average(state)
+    state = initial_state(model, tx, init_key, images)
+    began = time.perf_counter()
+    epoch_of = run_epoch.lower(state, *arrays, epochs_key, batch_size=args.batch_size).compile()
+    timing = {
+        "compile_seconds": time.perf_counter() - began,
+        "first_step_seconds": time.perf_counter() - BEGAN,
+    }
     report = Report({**args.configuration, "learning_rate": rate, "steps": steps}, data, args.out)
+    report.content["timing"] = timing
     bar = tqdm(range(1, args.epochs + 1), desc=f"{args.model}, {args.optimizer}", unit="epoch")
+    tqdm.write(
+        f"first step {timing['first_step_seconds']:.1f} s after the start, "
+        f"{timing['compile_seconds']:.1f} s of it compilation"
+    )
     for epoch in bar:
         began = time.perf_counter()
-        state, loss, train_accuracy, metrics = train_epoch(
-            state,
-            images,
-            labels,
-            jax.random.fold_in(epochs_key, epoch),
-            batch_size=args.batch_size,
-        )
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        test = averaged = accuracy(model.apply, variables, test_images, test_labels)
-        if averages:
+        state, measured, metrics = epoch_of(state, *arrays, jax.random.fold_in(epochs_key, epoch))
+        row = {"epoch": epoch, **{name: float(value) for name, value in measured.items()}}
+        if state.batch_stats and has_average(state):
             variables = averaged_variables(model, state, images)
-            averaged = accuracy(model.apply, variables, test_images, test_labels)
-        row = {
-            "epoch": epoch,
-            "loss": float(loss) if jnp.isfinite(loss) else None,
-            "train_accuracy": float(train_accuracy),
-            "test_accuracy": float(test),
-            "averaged_test_accuracy": float(averaged) if averages else None,
-            "seconds": time.perf_counter() - began,
-        }
+            averaged = batch_stats_accuracy(model.apply, variables, test_images, test_labels)
+            row["averaged_test_accuracy"] = float(averaged)
+        row.setdefault("averaged_test_accuracy", None)
+        row["loss"] = row["loss"] if math.isfinite(row["loss"]) else None
+        row["seconds"] = time.perf_counter() - began
         report.add(row, metrics)
         if row["loss"] is None:
             fail(f"the loss of epoch {epoch} is not finite; try a lower --learning-rate")
@@ -350,6 +378,15 @@ def fail(error: Exception | str) -> NoReturn:
     sys.exit(f"mnist.py: error: {error}")
 
 
+def keep_compiled_programs() -> None:
+    """In JAX's persistent cache, so that the next run of the same job compiles nothing."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # JAX reads it; empty is none
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if cache.is_absolute():
+        jax.config.update("jax_compilation_cache_dir", str(cache / "amac_jax" / "compiled"))
+
+
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     try:
@@ -359,6 +396,7 @@ def main(argv: list[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     except (image_data.DataError, OSError) as error:
         fail(error)
+    keep_compiled_programs()
     report = train(args, data)
     report.draw()
     seconds = sum(row["seconds"] for row in report.content["epochs"])

@@ -45,7 +45,7 @@ def program(name: str) -> Any:
         ("adamw + noise", 40),
         ("adamw + clip_value", 40),
         ("adamw + centralize", 44 + MEANS),
-        ("adamw + clip_norm", 44),
+        ("adamw + clip_norm", 44 + MEANS),
         ("adamw + momentum", 52),
         ("adamw + lookahead", 52),
         ("adamw + averaging", 52),

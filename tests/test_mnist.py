@@ -74,7 +74,8 @@ def test_the_last_batch_is_not_filled_up_with_images():
         tx=mnist.amac_jax.sgd(0.0, record_metrics=True),
     )
     guesses = np.argmax(model.apply({"params": params}, mnist.as_input(images)), -1)
-    _, _, accuracy, metrics = mnist.train_epoch(
+    train_epoch = mnist.jax.jit(mnist.train_epoch, static_argnames="batch_size")
+    _, _, accuracy, metrics = train_epoch(
         state, images, guesses, mnist.jax.random.key(1), batch_size=4
     )
     assert float(accuracy) == 100.0

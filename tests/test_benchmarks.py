@@ -1,0 +1,75 @@
+"""The benchmark programs run, at sizes that take seconds, and their figures are what they say."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import step_time
+
+
+def test_step_time_prints_a_table_and_writes_figures_and_a_picture(tmp_path, capsys):
+    out = tmp_path / "new" / "cpu.json"
+    names = ["amac", "adamw + lookahead"]
+    step_time.main(
+        [
+            *[
+                "--sizes",
+                "20K",
+                "--leaves",
+                "4",
+                "--rounds",
+                "3",
+                "--dtypes",
+                "float32",
+                "bfloat16",
+                "--json",
+            ],
+            str(out),
+            "--variants",
+            *names,
+        ]
+    )
+    content = json.loads(out.read_text())
+    assert [result["dtype"] for result in content["results"]] == ["float32", "bfloat16"]
+    for result in content["results"]:
+        assert result["parameters"] == 2 * (100 * 100 + 100)
+        assert list(result["variants"]) == ["optax.adamw", *names]
+        assert result["variants"]["optax.adamw"]["ratio"] == 1
+        for row in result["variants"].values():
+            assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+            assert row["ms"] > 0
+    state = content["results"][0]["variants"]["amac"]["state_bytes_per_parameter"]
+    assert state == pytest.approx(20, rel=0.01)  # m, v, velocity, slow weights and average
+    assert content["versions"]["jax"] == jax.__version__
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    text = capsys.readouterr().out
+    assert all(name in text for name in names)
+
+
+def test_the_step_it_times_is_the_optimizer_s():
+    params = step_time.parameters(1000, 4)
+    gradients = jax.tree.map(lambda x: jnp.full_like(x, 0.5), params)
+    tx = step_time.VARIANTS["adamw"]()
+    program = step_time.lowered(tx, params).compile()
+    after, _ = program(jax.tree.map(jnp.copy, params), tx.init(params), gradients)
+    # Adam's first step is the learning rate, on top of which kernels lose 1e-3 x 0.01.
+    np.testing.assert_allclose(after["layer_0"]["bias"], -1e-3, rtol=1e-5)
+    np.testing.assert_allclose(after["layer_0"]["kernel"], 0.1 * (1 - 1e-5) - 1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variants", "adamv"], "no variant 'adamv'; there are: 'optax.adamw', 'amac'"),
+        (["--sizes", "10Q"], "must be a number such as 10M, got '10Q'"),
+        (["--rounds", "1"], "must be a whole number >= 2, got '1'"),
+        (["--leaves", "many"], "must be a whole number >= 2, got 'many'"),
+    ],
+)
+def test_bad_options_are_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        step_time.main(arguments)
+    assert message in capsys.readouterr().err.splitlines()[-1]
