@@ -253,12 +253,13 @@ def train(args: argparse.Namespace, data: image_data.Images) -> "Report":
     for epoch in bar:
         began = time.perf_counter()
         state, measured, metrics = epoch_of(state, *arrays, jax.random.fold_in(epochs_key, epoch))
-        row = {"epoch": epoch, **{name: float(value) for name, value in measured.items()}}
+        row = {"epoch": epoch}
+        for name in ("loss", "train_accuracy", "test_accuracy", "averaged_test_accuracy"):
+            row[name] = float(measured[name]) if name in measured else None
         if state.batch_stats and has_average(state):
             variables = averaged_variables(model, state, images)
             averaged = batch_stats_accuracy(model.apply, variables, test_images, test_labels)
             row["averaged_test_accuracy"] = float(averaged)
-        row.setdefault("averaged_test_accuracy", None)
         row["loss"] = row["loss"] if math.isfinite(row["loss"]) else None
         row["seconds"] = time.perf_counter() - began
         report.add(row, metrics)
