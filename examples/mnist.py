@@ -253,7 +253,7 @@ def train(args: argparse.Namespace, data: image_data.Images) -> "Report":
     for epoch in bar:
         began = time.perf_counter()
         state, measured, metrics = epoch_of(state, *arrays, jax.random.fold_in(epochs_key, epoch))
-        row = {"epoch": epoch}
+        row: dict[str, Any] = {"epoch": epoch}
         for name in ("loss", "train_accuracy", "test_accuracy", "averaged_test_accuracy"):
             row[name] = float(measured[name]) if name in measured else None
         if state.batch_stats and has_average(state):

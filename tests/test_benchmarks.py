@@ -13,8 +13,10 @@ from benchmarks import step_time
 def test_step_time_prints_a_table_and_writes_figures_and_a_picture(tmp_path, capsys):
     out = tmp_path / "new" / "cpu.json"
     names = ["amac", "adamw + lookahead"]
-    size = "--sizes 20K --leaves 4 --rounds 3 --dtypes float32 bfloat16".split()
-    step_time.main([*size, "--json", str(out), "--variants", *names])
+    size = ["--sizes", "20K", "--leaves", "4", "--rounds", "3"]
+    step_time.main(
+        [*size, "--dtypes", "float32", "bfloat16", "--json", str(out), "--variants", *names]
+    )
     content = json.loads(out.read_text())
     assert [result["dtype"] for result in content["results"]] == ["float32", "bfloat16"]
     for result in content["results"]:
