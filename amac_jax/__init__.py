@@ -51,6 +51,7 @@ from amac_jax.transforms.clipping import clip_by_value as clip_by_value
 from amac_jax.transforms.layerwise import layerwise_decay as layerwise_decay
 from amac_jax.transforms.layerwise import scale_by_layer as scale_by_layer
 from amac_jax.transforms.lookahead import lookahead as lookahead
+from amac_jax.transforms.low_precision import keep_state_in as keep_state_in
 from amac_jax.transforms.momentum import heavy_ball as heavy_ball
 from amac_jax.transforms.noise import inject_noise as inject_noise
 from amac_jax.transforms.plateau import reduce_on_plateau as reduce_on_plateau

@@ -61,7 +61,8 @@ def slow_params(opt_state: Any) -> Any:
       opt_state: as for `averaged_params`.
 
     Returns:
-      A tree in the structure and shapes of the parameters, in at least float32.
+      A tree in the structure and shapes of the parameters, in at least float32 or, for arrays,
+      the `state_dtype`.
 
     Raises:
       ValueError: where there are no slow weights, or more than one set of them.

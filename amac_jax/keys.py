@@ -32,5 +32,10 @@ def typed_key(data: jax.Array, like: Any) -> jax.Array:
     return jax.random.wrap_key_data(data, impl=impl)
 
 
+def sub_key(key: Any, number: int) -> jax.Array:
+    """A typed key of its own for part `number` of what `key` is for."""
+    return jax.random.fold_in(typed_key(key_data(key), like=key), number)
+
+
 def _is_typed(key: Any) -> bool:
     return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)

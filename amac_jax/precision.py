@@ -50,15 +50,16 @@ def map_wide(function: Callable[..., jax.Array], updates: Any, *rest: Any) -> An
 
 def write_when(
     due: jax.Array,
-    function: Callable[[jax.Array, jax.Array], jax.Array],
+    function: Callable[[Any, Any], Any],
     state: Any,
     params: Any,
     updates: Any,
 ) -> Any:
-    """function(state, params + updates) leaf by leaf where `due`, else `state`, left untouched.
+    """function(state, params + updates), of trees, where `due`, else `state`, left untouched.
 
-    When it is not due, no leaf is read or written: `optax.apply_updates` computes params + updates
-    too, so that XLA has it in memory as the new parameters, and makes it once. Under `vmap` over
+    When it is not due, no leaf is read or written and nothing in `function` is computed:
+    `optax.apply_updates` computes params + updates too, so that XLA has it in memory as the new
+    parameters, and makes it once. Under `vmap` over
     `due` a conditional becomes a select, which reads and writes every leaf at every step.
 
     Example:
@@ -70,7 +71,7 @@ def write_when(
     # To keep is the false branch: XLA copies every buffer if the branches are exchanged.
     return jax.lax.cond(
         due,
-        lambda state, landing: jax.tree.map(function, state, landing),
+        function,
         lambda state, landing: state,
         state,
         landing,

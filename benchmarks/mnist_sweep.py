@@ -9,58 +9,16 @@ import argparse
 import itertools
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from image_runs import accuracies
 
 import amac_jax
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import image_data
-from mnist import MLP, as_input
-
-BATCH_SIZE = 64
-
-
-def held_out_accuracy(data, rate, weight_decay, seed, *, epochs: int):
-    """Of the last weights and of the averaged ones, in percent."""
-    images, labels, test_images, test_labels = data
-    steps = len(images) // BATCH_SIZE
-    model = MLP()
-    init_key, order_key = jax.random.split(jax.random.key(seed))
-    params = model.init(init_key, as_input(images[:1]))["params"]
-    tx = amac_jax.amac(rate, epochs * steps, weight_decay=weight_decay, key=seed)
-
-    def logits(params, images) -> Any:
-        return model.apply({"params": params}, as_input(images))
-
-    def step(carry, batch):
-        params, state = carry
-        x, y = images[batch], labels[batch]
-
-        def loss_of(params):
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y)
-            return jnp.mean(losses)
-
-        updates, state = tx.update(jax.grad(loss_of)(params), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    def epoch(carry, key):
-        order = jax.random.permutation(key, len(images))[: steps * BATCH_SIZE]
-        return jax.lax.scan(step, carry, order.reshape(steps, BATCH_SIZE))
-
-    (params, state), _ = jax.lax.scan(
-        epoch, (params, tx.init(params)), jax.random.split(order_key, epochs)
-    )
-
-    def accuracy(params):
-        guesses = jnp.argmax(logits(params, test_images), axis=-1)
-        return 100 * jnp.mean(guesses == test_labels)
-
-    return accuracy(params), accuracy(amac_jax.averaged_params(state, params))
 
 
 def main() -> None:
@@ -85,9 +43,13 @@ def main() -> None:
 
     @jax.jit
     def sweep(data, rates, decays, keys):
-        return jax.vmap(
-            lambda *run: held_out_accuracy(data, *run, epochs=args.epochs),
-        )(rates, decays, keys)
+        def run(rate, decay, seed):
+            def optimizer(steps):
+                return amac_jax.amac(rate, steps, weight_decay=decay, key=seed)
+
+            return accuracies(data, optimizer, seed, epochs=args.epochs)
+
+        return jax.vmap(run)(rates, decays, keys)
 
     results = np.stack(sweep(data, rates, decays, keys)).reshape(2, -1, args.seeds)
     print("learning rate  weight decay   last weights    averaged weights")

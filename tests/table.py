@@ -16,6 +16,7 @@ class Case(NamedTuple):
     numeric: Mapping[str, tuple[float, float]]  # two values each; the first is the one used
     fixed: Mapping[str, Any] = {}
     identity: Mapping[str, Any] | None = None  # arguments at which it changes nothing
+    state_bits: int = 32  # of its smallest floating-point number
 
     def build(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
         return self.factory(**{**self.arguments(), **changes})
@@ -151,6 +152,26 @@ CASES = {
         {"start": (1, 2), "period": (2, 1), "decay": (0.9, 0.5)},
         identity={},
     ),
+    "lookahead bfloat16": Case(
+        amac_jax.lookahead,
+        {"sync_period": (2, 3), "slow_step_size": (0.5, 0.3), "key": (1, 2)},
+        fixed={"state_dtype": "bfloat16"},
+        identity={"slow_step_size": 1.0},
+        state_bits=16,
+    ),
+    "average_weights bfloat16": Case(
+        amac_jax.average_weights,
+        {"start": (1, 2), "period": (2, 1), "decay": (0.9, 0.5), "key": (1, 2)},
+        fixed={"state_dtype": "bfloat16"},
+        identity={},
+        state_bits=16,
+    ),
+    "keep_state_in": Case(
+        partial(amac_jax.keep_state_in, optax.adam(0.1)),
+        {"key": (1, 2)},
+        fixed={"dtype": "bfloat16"},
+        state_bits=16,
+    ),
     "scale_by_layer": Case(
         amac_jax.scale_by_layer, {"multipliers": (0.5, 2.0)}, identity={"multipliers": 1.0}
     ),
@@ -202,6 +223,12 @@ CASES = {
         amac_jax.amac,
         {**RATE, "total_steps": (6, 12)},
         fixed={"record_metrics": True, "skip_nonfinite": True},
+    ),
+    "amac bfloat16": Case(
+        amac_jax.amac,
+        {**RATE, "total_steps": (6, 12), "key": (1, 2)},
+        fixed={"state_dtype": "bfloat16"},
+        state_bits=16,
     ),
     "amac_reference 1": Case(amac_jax.amac_reference, PUBLISHED),
     "amac_reference 2": Case(

@@ -24,11 +24,18 @@ BELOW = {
     "moments": set(),
     "samplers": set(),
     "objective": set(),
+    "rounding": {"keys", "samplers"},
     "landscapes": {"keys", "objective"},
     "plotting": set(),
     "batch_stats": set(),
-    "transforms": {"schedules", "precision", "layout", "keys", "moments", "objective", "samplers"},
-    "optimizers": {"schedules", "precision", "layout", "samplers", "transforms", "optimizers"},
+    "transforms": {
+        *("schedules", "precision", "layout", "keys", "moments", "objective", "samplers"),
+        "rounding",
+    },
+    "optimizers": {
+        *("schedules", "precision", "layout", "keys", "samplers", "rounding"),
+        *("transforms", "optimizers"),
+    },
     "inspection": {"schedules", "precision", "layout", "transforms"},
     "__init__": None,  # the names, from everywhere
 }

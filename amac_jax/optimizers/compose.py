@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import optax
 
+from amac_jax.keys import sub_key
 from amac_jax.layout import FanInRule, kernel_mask
 from amac_jax.precision import at_least_float32
+from amac_jax.rounding import narrow_dtype
 from amac_jax.samplers import Sampler
 from amac_jax.schedules import Hyperparameter, as_schedule, check, product
 from amac_jax.transforms.averaging import average_weights
@@ -19,6 +21,7 @@ from amac_jax.transforms.centralization import centralize as centralize_gradient
 from amac_jax.transforms.clipping import clip_by_global_norm, clip_by_value
 from amac_jax.transforms.layerwise import Multipliers, scale_by_layer
 from amac_jax.transforms.lookahead import lookahead
+from amac_jax.transforms.low_precision import keep_state_in
 from amac_jax.transforms.momentum import heavy_ball
 from amac_jax.transforms.noise import inject_noise
 from amac_jax.transforms.recording import recorded_chain
@@ -48,6 +51,7 @@ def compose(
     average_start: Hyperparameter | None = None,
     average_period: Hyperparameter = 1,
     average_decay: Hyperparameter | None = None,
+    state_dtype: Any = None,
     skip_nonfinite: bool = False,
     record_metrics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -68,7 +72,8 @@ def compose(
       fan_in_axes: the rule that says what a kernel is and which of its axes are fan-in, for
         `centralize` and for what decays; None is `amac_jax.fan_in_axes`.
       noise: standard deviation, in units of the learning rate. Off: 0. See `inject_noise`.
-      key, sampler, relative_noise: `key`, `sampler` and `relative` of `inject_noise`.
+      key, sampler, relative_noise: `key`, `sampler` and `relative` of `inject_noise`; `key` is
+        also that of the rounding with `state_dtype`, which draws other bits.
       clip_value: limit on each element of the core's output, > 0. Off: inf. See `clip_by_value`.
       momentum: in [0, 1). Off: 0, with `dampening` 0. See `heavy_ball`.
       dampening: in [0, 1]. See `heavy_ball`.
@@ -84,6 +89,9 @@ def compose(
       average_start: the first step averaged. Off: inf. See `average_weights`.
       average_period: in steps, >= 1.
       average_decay: in [0, 1]; None is the plain mean.
+      state_dtype: "bfloat16" keeps what the core, momentum, lookahead and averaging store in it,
+        rounded stochastically: AMaC's state is then 10 bytes a parameter. Off: None or
+        "float32". See `keep_state_in`.
       skip_nonfinite: whether a step with a NaN or infinite gradient changes nothing but a
         counter (`optax.apply_if_finite`, without its limit).
       record_metrics: whether to record scalars for `amac_jax.metrics`.
@@ -94,7 +102,8 @@ def compose(
       those are asked for.
 
     Raises:
-      ValueError: for a hyperparameter outside its range, with its name and value.
+      ValueError: for a hyperparameter outside its range, or another `state_dtype`, with its
+        name and value.
 
     Example:
       >>> import jax
@@ -127,12 +136,17 @@ def compose(
             raise ValueError(f"{name} must be a gradient transformation, got {stage!r}")
     if learning_rate is None:
         raise ValueError("learning_rate must be in [0, inf), a schedule or an array, got None")
+    narrowed = narrow_dtype("state_dtype", state_dtype)
+
+    def own_key(stage: int) -> Any:  # so that no two stages round alike
+        return 0 if narrowed is None else sub_key(key, stage)
+
     stages: dict[str, optax.GradientTransformation] = {}
     if clip_norm is not None:
         stages["clip_by_global_norm"] = clip_by_global_norm(clip_norm)
     if centralize is not None and centralize is not False:
         stages["centralize"] = centralize_gradients(centralize, fan_in_axes=fan_in_axes)
-    stages["core"] = core
+    stages["core"] = keep_state_in(core, narrowed, key=own_key(1))
     if noise is not None:
         stages["inject_noise"] = inject_noise(
             noise, key=key, relative=relative_noise, sampler=sampler
@@ -141,7 +155,8 @@ def compose(
         stages["clip_by_value"] = clip_by_value(clip_value)
     stages["learning_rate"] = optax.scale_by_learning_rate(as_schedule(learning_rate))
     if momentum is not None:
-        stages["heavy_ball"] = heavy_ball(momentum, dampening=dampening)
+        velocity = heavy_ball(momentum, dampening=dampening)
+        stages["heavy_ball"] = keep_state_in(velocity, narrowed, key=own_key(2))
     if weight_decay is not None:
         mask = decay_mask_or_rule(decay_mask, fan_in_axes)
         stages["decay_weights"] = decay_weights(product(learning_rate, weight_decay), mask=mask)
@@ -150,10 +165,16 @@ def compose(
     if plateau is not None:
         stages["plateau"] = plateau
     if sync_period is not None:
-        stages["lookahead"] = lookahead(sync_period, slow_step_size)
+        stages["lookahead"] = lookahead(
+            sync_period, slow_step_size, state_dtype=narrowed, key=own_key(3)
+        )
     if average_start is not None:
         stages["average_weights"] = average_weights(
-            average_start, average_period, decay=average_decay
+            average_start,
+            average_period,
+            decay=average_decay,
+            state_dtype=narrowed,
+            key=own_key(4),
         )
 
     if record_metrics:

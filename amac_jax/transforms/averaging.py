@@ -8,16 +8,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax.precision import write_when
+from amac_jax.keys import typed_key
+from amac_jax.precision import wide_dtype, write_when
+from amac_jax.rounding import narrow, narrow_dtype, narrow_stochastically, rounding_key
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
 
 
 class AverageWeightsState(NamedTuple):
-    """The number of updates made, of weights averaged, and their average."""
+    """The number of updates made, of weights averaged, their average, and what rounds it."""
 
     count: jax.Array  # () int32
     averaged: jax.Array  # () int32
-    average: optax.Params  # the parameters' shapes, the accumulator's dtype
+    average: optax.Params  # the parameters' shapes, the accumulator's dtype or `state_dtype`
+    key: jax.Array | None = None  # (2,) uint32 key data, with a `state_dtype`
 
 
 def average_weights(
@@ -27,6 +30,8 @@ def average_weights(
     decay: Hyperparameter | None = None,
     # A dtype, not jnp.float32, which `optax.inject_hyperparams` would take for a schedule.
     dtype: Any = jnp.dtype("float32"),  # noqa: B008
+    state_dtype: Any = None,
+    key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the average of the weights that training passes through; updates pass unchanged.
 
@@ -47,6 +52,10 @@ def average_weights(
       period: in steps, >= 1.
       decay: of the moving average, in [0, 1]. Off: None or 1, the plain mean.
       dtype: of the accumulator; at least the parameters' precision is kept.
+      state_dtype: "bfloat16" keeps the average in it, whatever `dtype`: computed in at least
+        float32 and rounded stochastically when it is written, so that even increments far below
+        its precision add up. Scalars stay wide. Off: None or "float32".
+      key: an integer seed or a JAX key, typed or raw, for that rounding.
 
     Returns:
       A transformation that returns the updates it is given. State: `AverageWeightsState`, whose
@@ -54,7 +63,7 @@ def average_weights(
 
     Raises:
       ValueError: for a negative start, a period < 1 or not whole, a decay outside [0, 1], or
-        NaN; for `update` without `params`.
+        NaN; for another `state_dtype`; for `update` without `params`.
 
     `optax.ema` averages updates, not weights. With BatchNorm, recompute the statistics for the
     averaged weights: `amac_jax.recompute_batch_stats`.
@@ -77,16 +86,19 @@ def average_weights(
     check("period", period, "[1, inf)", whole=True)
     if decay is not None:
         check("decay", decay, "[0, 1]")
+    narrowed = narrow_dtype("state_dtype", state_dtype)
 
     def init(params: optax.Params) -> AverageWeightsState:
         def accumulator(param):
             wide = jnp.promote_types(jnp.result_type(param), dtype)
             return jnp.array(param, dtype=wide, copy=True)
 
+        average = jax.tree.map(accumulator, params)
         return AverageWeightsState(
             count=jnp.zeros([], jnp.int32),
             averaged=jnp.zeros([], jnp.int32),
-            average=jax.tree.map(accumulator, params),
+            average=average if narrowed is None else narrow(average, narrowed),
+            key=None if narrowed is None else rounding_key(key),
         )
 
     def update(updates, state, params=None, **extra_args):
@@ -100,10 +112,18 @@ def average_weights(
             weight = jnp.maximum(weight, 1.0 - value_at(decay, state.count))
 
         def fold_in(average, theta):
+            if narrowed is not None:
+                average = average.astype(wide_dtype(average.dtype))
             return average + weight.astype(average.dtype) * (theta.astype(average.dtype) - average)
 
-        average = write_when(due, fold_in, state.average, params, updates)
-        return updates, AverageWeightsState(count=step, averaged=averaged, average=average)
+        def fold_in_all(average, theta):
+            average = jax.tree.map(fold_in, average, theta)
+            if narrowed is None:
+                return average
+            return narrow_stochastically(average, narrowed, typed_key(state.key, key), state.count)
+
+        average = write_when(due, fold_in_all, state.average, params, updates)
+        return updates, AverageWeightsState(step, averaged, average, state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

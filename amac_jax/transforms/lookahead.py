@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax.precision import wide_copy, widen, write_when
+from amac_jax.keys import typed_key
+from amac_jax.precision import wide_copy, wide_dtype, widen, write_when
+from amac_jax.rounding import narrow, narrow_dtype, narrow_stochastically, rounding_key
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
 
 
 class LookaheadState(NamedTuple):
-    """The number of updates made, and the slow weights."""
+    """The number of updates made, the slow weights, and what rounds them."""
 
     count: jax.Array  # () int32
-    slow: optax.Params  # the parameters' shapes, at least float32
+    slow: optax.Params  # the parameters' shapes, at least float32 or `state_dtype`
+    key: jax.Array | None = None  # (2,) uint32 key data, with a `state_dtype`
 
 
 def lookahead(
-    sync_period: Hyperparameter = 5, slow_step_size: Hyperparameter = 0.5
+    sync_period: Hyperparameter = 5,
+    slow_step_size: Hyperparameter = 0.5,
+    *,
+    state_dtype: Any = None,
+    key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Every k steps the slow weights step towards the fast ones, which restart from there.
 
@@ -37,6 +44,10 @@ def lookahead(
       sync_period: k, in steps, >= 1.
       slow_step_size: alpha, dimensionless, in [0, 1]. Off: 1. At 0 the weights return to where
         they began.
+      state_dtype: "bfloat16" keeps the slow weights in it, rounded stochastically when they are
+        written. The parameters still land on phi itself: the next synchronisation starts from
+        its rounding, and no bias accumulates. Scalars stay wide. Off: None or "float32".
+      key: an integer seed or a JAX key, typed or raw, for that rounding.
 
     Returns:
       A transformation whose updates have the shapes and dtypes it is given.
@@ -48,8 +59,8 @@ def lookahead(
       nothing accumulates.
 
     Raises:
-      ValueError: for a period < 1 or not whole, a step size outside [0, 1], or NaN; for
-        `update` without `params`.
+      ValueError: for a period < 1 or not whole, a step size outside [0, 1], or NaN; for another
+        `state_dtype`; for `update` without `params`.
 
     `optax.lookahead` wraps the optimizer and doubles the parameters into `LookaheadParams`; this
     one is an element of a chain and leaves parameters as they are.
@@ -73,9 +84,13 @@ def lookahead(
     """
     check("sync_period", sync_period, "[1, inf)", whole=True)
     check("slow_step_size", slow_step_size, "[0, 1]")
+    narrowed = narrow_dtype("state_dtype", state_dtype)
 
     def init(params: optax.Params) -> LookaheadState:
-        return LookaheadState(count=jnp.zeros([], jnp.int32), slow=wide_copy(params))
+        count, slow = jnp.zeros([], jnp.int32), wide_copy(params)
+        if narrowed is None:
+            return LookaheadState(count=count, slow=slow)
+        return LookaheadState(count=count, slow=narrow(slow, narrowed), key=rounding_key(key))
 
     def update(updates, state, params=None, **extra_args):
         if params is None:
@@ -91,10 +106,15 @@ def lookahead(
         # have to be written to memory before it. Writing is left to one: its operands, the slow
         # weights and the parameters to be, are in memory anyway.
         updates = jax.tree.map(landing, updates, params, state.slow)
-        slow = write_when(
-            due, lambda slow, theta: theta.astype(slow.dtype), state.slow, params, updates
-        )
-        return updates, LookaheadState(count=step, slow=slow)
+
+        def land(slow, theta):
+            slow = jax.tree.map(lambda s, t: t.astype(wide_dtype(s.dtype)), slow, theta)
+            if narrowed is None:
+                return slow
+            return narrow_stochastically(slow, narrowed, typed_key(state.key, key), state.count)
+
+        slow = write_when(due, land, state.slow, params, updates)
+        return updates, LookaheadState(count=step, slow=slow, key=state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
