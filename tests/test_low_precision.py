@@ -13,7 +13,7 @@ import pytest
 import amac_jax
 from amac_jax import average_weights, averaged_params, keep_state_in, lookahead, slow_params
 from amac_jax.rounding import narrow_stochastically, round_stochastically, rounding_key
-from amac_jax.samplers import random_words
+from amac_jax.samplers import fast_normal, random_words
 from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train
 
 Z = 4.9  # a normal variable is farther from its mean, in standard deviations, 1 time in 10^6
@@ -80,7 +80,7 @@ def test_leaves_stages_and_noise_have_bits_of_their_own(seed):
         both = narrow_stochastically({"mu": half, "nu": half}, "bfloat16", key, count)
         return [np.asarray(x) > 1 for x in (both["mu"], both["nu"])]
 
-    noise = amac_jax.samplers.fast_normal(jax.random.key(seed), 0, [half, half])
+    noise = fast_normal(jax.random.key(seed), 0, [half, half])
     columns = [*coins(seed), *coins(seed, 1), *coins(seed + 10), *(n > 0 for n in noise)]
     signs = 2.0 * np.asarray(columns) - 1
     correlations = (signs @ signs.T - MANY * np.eye(len(signs))) / np.sqrt(MANY)

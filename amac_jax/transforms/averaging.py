@@ -20,7 +20,7 @@ class AverageWeightsState(NamedTuple):
     count: jax.Array  # () int32
     averaged: jax.Array  # () int32
     average: optax.Params  # the parameters' shapes, the accumulator's dtype or `state_dtype`
-    key: jax.Array | None = None  # (2,) uint32 key data, with a `state_dtype`
+    key: Any = None  # with a `state_dtype` (2,) uint32: key data
 
 
 def average_weights(

@@ -19,7 +19,7 @@ class LookaheadState(NamedTuple):
 
     count: jax.Array  # () int32
     slow: optax.Params  # the parameters' shapes, at least float32 or `state_dtype`
-    key: jax.Array | None = None  # (2,) uint32 key data, with a `state_dtype`
+    key: Any = None  # with a `state_dtype` (2,) uint32: key data
 
 
 def lookahead(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.keys import typed_key
-from amac_jax.precision import widen
+from amac_jax.precision import at_least_float32, widen
 from amac_jax.rounding import (
     is_narrowed,
     narrow,
@@ -51,7 +51,8 @@ def keep_state_in(
         same with the same key round alike: give each its own.
 
     Returns:
-      A transformation whose updates are those of `tx`, in its dtypes, for the rounded state.
+      A transformation whose updates are those of `tx` for the rounded state, computed in at
+      least float32, with the shapes and dtypes it is given.
       State: `KeepStateInState`; arrays of floats take 2 bytes an element, whatever they took
       before. Scalars, integers and keys are as in the state of `tx`.
 
@@ -80,9 +81,9 @@ def keep_state_in(
       https://arxiv.org/abs/1502.02551.
     """
     narrowed = narrow_dtype("dtype", dtype)
-    tx = optax.with_extra_args_support(tx)
     if narrowed is None:
-        return tx
+        return optax.with_extra_args_support(tx)
+    tx = at_least_float32(tx)
 
     def init(params: optax.Params) -> KeepStateInState:
         return KeepStateInState(
