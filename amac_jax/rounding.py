@@ -87,9 +87,11 @@ def round_stochastically(values: jax.Array, words: jax.Array, dtype: Any) -> jax
       Gupta et al., Deep Learning with Limited Numerical Precision, 2015,
       https://arxiv.org/abs/1502.02551.
     """
-    values = values.astype(jnp.float32)
-    bits = jax.lax.bitcast_convert_type(values, jnp.uint32) + (words & 0xFFFF)
-    rounded = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), dtype)
-    # A carry would make a NaN -0, and a large number infinite that nearest leaves finite.
-    regular = jnp.abs(values) <= jnp.finfo(dtype).max.astype(jnp.float32)
-    return jnp.where(regular, rounded, values.astype(dtype))
+    # In integers throughout: XLA's own conversion to bfloat16 takes longer than the random bits.
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    size = bits & 0x7FFFFFFF
+    to_nearest = 0x7FFF + ((bits >> 16) & 1)  # and of two equally near to the even one
+    dither = jnp.where(size > 0x7F7F0000, to_nearest, words & 0xFFFF)  # the largest bfloat16
+    # A carry would make a NaN -0.
+    rounded = jnp.where(size > 0x7F800000, bits | 0x400000, bits + dither)
+    return jax.lax.bitcast_convert_type((rounded >> 16).astype(jnp.uint16), dtype)
