@@ -52,13 +52,17 @@ def narrow(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if is_narrowed(x) else x, tree)
 
 
-def narrow_stochastically(tree: Any, dtype: Any, key: Any, count: Any) -> Any:
-    """`narrow`, each element up or down at random; fresh bits for every key, count and leaf."""
+def narrow_stochastically(tree: Any, dtype: Any, key: Any, count: Any, shift: Any = 0) -> Any:
+    """`narrow`, each element up or down at random; fresh bits for every key, count and leaf.
+
+    `shift` is added to the bits of all elements: uniform they remain.
+    """
     leaves, structure = jax.tree.flatten(tree)
     places = [place for place, leaf in enumerate(leaves) if is_narrowed(leaf)]
     words = random_words(key, count, [leaves[place] for place in places])
+    shift = jnp.asarray(shift).astype(jnp.uint32)
     for place, word in zip(places, words, strict=True):
-        leaves[place] = round_stochastically(leaves[place], word, dtype)
+        leaves[place] = round_stochastically(leaves[place], word + shift, dtype)
     return jax.tree.unflatten(structure, leaves)
 
 

@@ -56,6 +56,7 @@ VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "amac, clip_norm=1": lambda: amac(clip_norm=1.0),
     "amac, record_metrics=True": lambda: amac(record_metrics=True),
     "amac, skip_nonfinite=True": lambda: amac(skip_nonfinite=True),
+    "amac, state_dtype='bfloat16'": lambda: amac(state_dtype="bfloat16"),
     "adamw": adamw,
     "adamw + clip_norm": lambda: adamw(clip_norm=1.0),
     "adamw + centralize": lambda: adamw(centralize=True),
@@ -83,14 +84,19 @@ def parameters(size: int, leaves: int, dtype: Any = jnp.float32) -> dict[str, An
     }
 
 
-def lowered(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The donated step of `tx`, ready to compile; nothing is allocated."""
+def lowered(tx: optax.GradientTransformation, params: Any, models: int = 1) -> Any:
+    """The donated step of `tx`, ready to compile; nothing is allocated.
+
+    With `models` > 1 the leaves have a leading axis of that length, and the step is vmapped.
+    """
 
     def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     shapes = jax.eval_shape(lambda params: params, params)
+    if models > 1:
+        step, tx = jax.vmap(step), tx._replace(init=jax.vmap(tx.init))
     return jax.jit(step, donate_argnums=(0, 1)).lower(
         shapes, jax.eval_shape(tx.init, params), shapes
     )
@@ -112,13 +118,16 @@ class Runner(NamedTuple):
     facts: dict[str, Any]
 
 
-def jax_runner(tx: optax.GradientTransformation, params: Any, gradients: Any) -> Runner:
+def jax_runner(
+    tx: optax.GradientTransformation, params: Any, gradients: Any, models: int
+) -> Runner:
     jax.clear_caches()
     began = time.perf_counter()
-    program = lowered(tx, params).compile()
+    program = lowered(tx, params, models).compile()
     compile_s = time.perf_counter() - began
     memory = program.memory_analysis()
-    carry = [jax.tree.map(jnp.copy, params), tx.init(params)]
+    init = tx.init if models == 1 else jax.vmap(tx.init)
+    carry = [jax.tree.map(jnp.copy, params), init(params)]
 
     def run() -> None:
         for _ in range(STEPS):
@@ -188,16 +197,20 @@ def torch_runners(params: Any) -> dict[str, Runner]:
     }
 
 
-def measure(size: int, leaves: int, dtype: str, names: list[str], rounds: int) -> dict[str, Any]:
+def measure(
+    size: int, leaves: int, dtype: str, models: int, names: list[str], rounds: int
+) -> dict[str, Any]:
     """One configuration: every variant's times, round by round."""
-    params = parameters(size, leaves, dtype)
+    params = parameters(size // models, leaves, dtype)
+    if models > 1:
+        params = jax.tree.map(lambda x: jnp.repeat(x[None], models, axis=0), params)
     key = jax.random.key(0)
     gradients = jax.tree.map(lambda x: 0.01 * jax.random.normal(key, x.shape, x.dtype), params)
     count = count_of(params)
-    what = f"{size / 1e6:g}M parameters, {leaves} leaves, {dtype}"
+    what = f"{size / 1e6:g}M parameters, {leaves} leaves, {dtype}, {models} models"
     runners = {"copy": copy_runner(params)}
     for name in tqdm(names, desc=f"{what}: compiling", leave=False):
-        runners[name] = jax_runner(VARIANTS[name](), params, gradients)
+        runners[name] = jax_runner(VARIANTS[name](), params, gradients, models)
     runners |= torch_runners(params)
     times: dict[str, list[float]] = {name: [] for name in runners}
     for round_number in tqdm(range(rounds + 1), desc=f"{what}: rounds", leave=False):
@@ -227,6 +240,7 @@ def measure(size: int, leaves: int, dtype: str, names: list[str], rounds: int) -
         "parameters": count,
         "leaves": leaves,
         "dtype": dtype,
+        "models": models,
         "rounds": rounds,
         "copy_GB_per_s": copy_bandwidth / 1e9,
         "variants": rows,
@@ -236,7 +250,8 @@ def measure(size: int, leaves: int, dtype: str, names: list[str], rounds: int) -
 def table(result: dict[str, Any]) -> str:
     header = (
         f"{result['parameters'] / 1e6:.4g}M parameters, {result['leaves']} leaves, "
-        f"{result['dtype']}; in-place copy {result['copy_GB_per_s']:.1f} GB/s\n"
+        f"{result['dtype']}, {result['models']} model(s); "
+        f"in-place copy {result['copy_GB_per_s']:.1f} GB/s\n"
         f"{'':34s}    ms   ratio  10 % .. 90 %  bytes  state  of copy  compile s"
     )
     lines = [header]
@@ -330,6 +345,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sizes", type=size_of, nargs="+", default=[10**7], help="parameters")
     parser.add_argument("--leaves", type=whole_from(2), nargs="+", default=[50])
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument(
+        "--models",
+        type=whole_from(1),
+        default=1,
+        help="divide the parameters among so many models, stepped by vmap",
+    )
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of those printed")
     parser.add_argument("--rounds", type=whole_from(2), default=20)
     parser.add_argument("--json", type=Path, help="write the figures here, and a .png beside them")
@@ -351,7 +372,9 @@ def main(argv: list[str] | None = None) -> None:
         for leaves in args.leaves:
             for size in args.sizes:
                 content["results"].append(
-                    measure(size, leaves, dtype, list(dict.fromkeys(names)), args.rounds)
+                    measure(
+                        size, leaves, dtype, args.models, list(dict.fromkeys(names)), args.rounds
+                    )
                 )
                 print(table(content["results"][-1]), end="\n\n", flush=True)
                 gc.collect()

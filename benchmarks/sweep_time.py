@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 from tqdm import trange
 
+import amac_jax
+
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 sys.path.append(str(Path(__file__).parent))
 import image_data
-from mnist_sweep import held_out_accuracy
+from image_runs import accuracies
 
 
 def timed(program, *arguments) -> float:
@@ -50,7 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     seeds = jnp.arange(args.runs)
 
     def run(data, rate, decay, seed):
-        return held_out_accuracy(data, rate, decay, seed, epochs=args.epochs)
+        def optimizer(steps):
+            return amac_jax.amac(rate, steps, weight_decay=decay, key=seed)
+
+        return accuracies(data, optimizer, seed, epochs=args.epochs)
 
     def many(data, *runs):
         return jax.vmap(run, in_axes=(None, 0, 0, 0))(data, *runs)

@@ -101,7 +101,7 @@ def test_stages_of_the_pipeline_round_with_keys_of_their_own():
 def test_a_moving_average_of_thousand_increments_is_not_lost(seed):
     """Second moments of constant gradients: 1,000 increments, each from nu to nu + (g^2 - nu)/1000.
 
-    Every element's error is random, so the mean of 4096 is right 64 times as closely.
+    Every element, not only their mean: fresh bits at every step would leave 3 %.
     """
     (gradient,) = normals(seed, jnp.zeros(4096))
     core = optax.scale_by_adam(b2=0.999)
@@ -115,8 +115,8 @@ def test_a_moving_average_of_thousand_increments_is_not_lost(seed):
     ours = final(tx, tx.init(gradient)).inner.nu
     assert ours.dtype == jnp.bfloat16
     ours = float64(ours)
-    assert abs(np.sum(ours) / np.sum(exact) - 1) < 0.01
-    assert np.sqrt(np.mean((ours / exact - 1) ** 2)) < 0.05
+    assert abs(np.sum(ours) / np.sum(exact) - 1) < 0.002
+    assert np.sqrt(np.mean((ours / exact - 1) ** 2)) < 0.01
 
     def to_nearest(nu, _):
         nu = 0.999 * nu.astype(jnp.float32) + 0.001 * gradient**2

@@ -63,7 +63,8 @@ def keep_state_in(
     which would stall, in the dtype of the parameters.
 
     A stored number is right to 1 part in 256 at best, and a slow average wanders around the true
-    one: with decay 0.999 Adam's second moment is off by 3 to 4 % root mean square, without bias.
+    one: after 1,000 steps with decay 0.999 Adam's second moment is off by 0.4 % root mean square
+    where gradients are constant, by 2.6 % where they are normal, with a bias below 0.1 %.
     Leave it out where state must be exact (`optax.scale_by_lbfgs`, line searches), where it is
     a maximum, which keeps the errors upwards (`amsgrad`, `adamax`), and where memory is no
     concern: the random bits cost time.
@@ -95,7 +96,12 @@ def keep_state_in(
     def update(updates, state, params=None, **extra_args):
         inner = jax.tree.map(lambda x: widen(x) if is_narrowed(x) else x, state.inner)
         updates, inner = tx.update(updates, inner, params, **extra_args)
-        inner = narrow_stochastically(inner, narrowed, typed_key(state.key, key), state.count)
+        # One random word an element, plus, modulo 2^16, a multiple of the golden ratio a step: the
+        # bits of every step are uniform, and those of successive steps spread more evenly than
+        # fresh ones, so that the errors that a moving average gathers largely cancel.
+        never, golden = jnp.minimum(state.count, 0), state.count.astype(jnp.uint32) * 0x9E37
+        random_key = typed_key(state.key, key)
+        inner = narrow_stochastically(inner, narrowed, random_key, never, shift=golden)
         return updates, KeepStateInState(next_count(state.count), state.key, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
