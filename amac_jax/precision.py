@@ -59,8 +59,8 @@ def write_when(
 
     When it is not due, no leaf is read or written and nothing in `function` is computed:
     `optax.apply_updates` computes params + updates too, so that XLA has it in memory as the new
-    parameters, and makes it once. Under `vmap` over
-    `due` a conditional becomes a select, which reads and writes every leaf at every step.
+    parameters, and makes it once. Under `vmap` over `due` a conditional becomes a select, which
+    reads and writes every leaf at every step.
 
     Example:
       >>> tree = jnp.zeros(2)
