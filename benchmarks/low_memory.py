@@ -2,7 +2,7 @@
 
     python benchmarks/low_memory.py                    # MNIST and the digits, 10 seeds of each
     python benchmarks/low_memory.py --data digits      # 1 minute on 1 CPU core
-    python benchmarks/low_memory.py --json             # also writes results/low_memory.json
+    python benchmarks/low_memory.py --json low_memory.json
 
 It prints the mean test accuracy of both, in percent, of last and averaged weights, and of the
 paired differences the mean, its standard error and the p-value of Student's t-test.
@@ -26,7 +26,6 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import image_data
 from mnist import MLP, as_input
 
-RESULTS = Path(__file__).parent / "results" / "low_memory.json"
 EPOCHS = {"mnist": 10, "digits": 100}
 KINDS = ("float32", "bfloat16")
 
@@ -85,11 +84,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="how many, from 0 on, at least 2")
     parser.add_argument("--epochs", type=int, help="None: 10 of MNIST, 100 of the digits")
     parser.add_argument("--data-dir", type=Path, help="of MNIST's four files")
-    parser.add_argument("--json", action="store_true", help=f"write results/{RESULTS.name}")
+    parser.add_argument("--json", type=Path, help="a file for every accuracy")
     args = parser.parse_args()
     if args.seeds < 2:
         parser.error(f"--seeds must be at least 2, got {args.seeds}")
-    results = json.loads(RESULTS.read_text()) if args.json and RESULTS.exists() else {}
+    if args.epochs is not None and args.epochs < 1:
+        parser.error(f"--epochs must be at least 1, got {args.epochs}")
+    results: dict[str, Any] = {}
     print("data    weights   float32  bfloat16  difference         p    state bytes a parameter")
     for name in args.data:
         try:
@@ -109,7 +110,7 @@ def main() -> None:
             )
     if args.json:
         results["versions"] = {"jax": jax.__version__, "optax": optax.__version__}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -229,8 +229,8 @@ def measure(
         rows[name] = {
             "ms": 1e3 * seconds,
             "ratio": statistics.median(ratios),
-            "ratio_low": statistics.quantiles(ratios, n=10)[0],
-            "ratio_high": statistics.quantiles(ratios, n=10)[-1],
+            "ratio_low": statistics.quantiles(ratios, n=10, method="inclusive")[0],
+            "ratio_high": statistics.quantiles(ratios, n=10, method="inclusive")[-1],
             **runners[name].facts,
         }
         if dtype == "float32" and (name == BASELINE or name.startswith("amac")):
@@ -295,10 +295,11 @@ def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
         ]
         colours = ["tab:red" if name.startswith("amac") else "tab:blue" for name in rows]
         panel.barh(list(rows), ratios, xerr=errors, color=colours, ecolor="black", capsize=2)
-        for y, ratio in enumerate(ratios):
-            panel.text(ratio, y, f" {ratio:.2f}", va="bottom", fontsize=7)
+        for y, row in enumerate(rows.values()):
+            panel.text(row["ratio_high"], y, f"  {row['ratio']:.2f}", va="center", fontsize=7)
         panel.axvline(1, color="black", linewidth=0.8)
-        panel.axvline(AMAC_BYTES / ADAMW_BYTES, color="tab:red", linestyle=":", linewidth=1)
+        if result["dtype"] == "float32":
+            panel.axvline(AMAC_BYTES / ADAMW_BYTES, color="tab:red", linestyle=":", linewidth=1)
         panel.set_xlabel("time of a step / optax.adamw's")
         panel.set_title(
             f"{result['parameters'] / 1e6:.3g}M parameters, {result['leaves']} leaves, "
@@ -317,7 +318,7 @@ def size_of(text: str) -> int:
     units = {"K": 10**3, "M": 10**6, "B": 10**9}
     try:
         size = int(float(text.rstrip("KMB")) * units.get(text[-1:], 1))
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size < 1:
         raise argparse.ArgumentTypeError(f"must be a number such as 10M, got {text!r}")
@@ -343,7 +344,9 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--sizes", type=size_of, nargs="+", default=[10**7], help="parameters")
-    parser.add_argument("--leaves", type=whole_from(2), nargs="+", default=[50])
+    parser.add_argument(
+        "--leaves", type=whole_from(2), nargs="+", default=[50], help="half kernels, half biases"
+    )
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument(
         "--models",
@@ -351,13 +354,22 @@ def main(argv: list[str] | None = None) -> None:
         default=1,
         help="divide the parameters among so many models, stepped by vmap",
     )
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of those printed")
-    parser.add_argument("--rounds", type=whole_from(2), default=20)
-    parser.add_argument("--json", type=Path, help="write the figures here, and a .png beside them")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(map(repr, VARIANTS))}; None: all",
+    )
+    parser.add_argument("--rounds", type=whole_from(2), default=20, help="how often each is timed")
+    parser.add_argument(
+        "--json", type=Path, help="a .json file for the figures; a .png goes beside it"
+    )
     args = parser.parse_args(argv)
     names = list(VARIANTS) if args.variants is None else [BASELINE, *args.variants]
     if unknown := sorted(set(names) - set(VARIANTS)):
         parser.error(f"no variant {unknown[0]!r}; there are: {', '.join(map(repr, VARIANTS))}")
+    if args.json and (args.json.suffix != ".json" or args.json.is_dir()):
+        parser.error(f"--json must be a file whose name ends in .json, got '{args.json}'")
     device = jax.devices()[0]
     content: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/step_time.py", *(argv or sys.argv[1:])]),

@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> None:
         description="Times of a sweep and of its runs one by one.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--runs", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=64, help="in the one program")
+    parser.add_argument("--optimizer", choices=("amac", "adamw"), default="amac")
     parser.add_argument("--epochs", type=int, default=1, help="of each run")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed")
     parser.add_argument("--data-dir", type=Path)
@@ -53,7 +54,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def run(data, rate, decay, seed):
         def optimizer(steps):
-            return amac_jax.amac(rate, steps, weight_decay=decay, key=seed)
+            if args.optimizer == "amac":
+                return amac_jax.amac(rate, steps, weight_decay=decay, key=seed)
+            return amac_jax.adamw(rate, weight_decay=decay, average_start=steps)
 
         return accuracies(data, optimizer, seed, epochs=args.epochs)
 

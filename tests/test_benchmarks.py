@@ -49,6 +49,8 @@ def test_the_step_it_times_is_the_optimizer_s():
     ("arguments", "message"),
     [
         (["--variants", "adamv"], "no variant 'adamv'; there are: 'optax.adamw', 'amac'"),
+        (["--sizes", "1e400"], "must be a number such as 10M, got '1e400'"),
+        (["--json", "x.png"], "must be a file whose name ends in .json, got 'x.png'"),
         (["--sizes", "10Q"], "must be a number such as 10M, got '10Q'"),
         (["--rounds", "1"], "must be a whole number >= 2, got '1'"),
         (["--leaves", "many"], "must be a whole number >= 2, got 'many'"),

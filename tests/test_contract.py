@@ -255,7 +255,10 @@ def test_inject_hyperparams_is_the_plain_one(name):
     tx = optax.inject_hyperparams(case.factory)(**case.arguments())
     injected, state, _ = train(tx, tree(0), gradients())
     assert set(case.numeric) <= set(state.hyperparams)
-    assert_close(injected, plainly(name))
+    # A traced hyperparameter is another program, a bit of float32 away; where state is rounded to
+    # fewer bits, that bit may round a number the other way: by 2^-8 of a step, which is 0.1.
+    rounded = {"atol": 0.1 * 2**-8} if case.state_bits < 32 else {}
+    assert_close(injected, plainly(name), **rounded)
 
 
 @pytest.mark.parametrize("technique", OFF)

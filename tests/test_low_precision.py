@@ -299,3 +299,9 @@ def test_other_dtypes_are_refused(dtype):
         message = f"^{name} must be None, 'float32' or 'bfloat16', got {dtype!r}$"
         with pytest.raises(ValueError, match=message):
             build()
+
+
+@pytest.mark.parametrize("tx", [None, "adam", optax.adam])
+def test_what_is_no_transformation_is_refused(tx):
+    with pytest.raises(ValueError, match="tx must be a gradient transformation, got"):
+        keep_state_in(tx, "bfloat16")

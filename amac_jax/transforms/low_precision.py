@@ -57,7 +57,7 @@ def keep_state_in(
       before. Scalars, integers and keys are as in the state of `tx`.
 
     Raises:
-      ValueError: for any other dtype.
+      ValueError: for any other dtype, or a `tx` that is no transformation.
 
     `optax.scale_by_adam(mu_dtype=...)` rounds the first moment to nearest and keeps the second,
     which would stall, in the dtype of the parameters.
@@ -81,6 +81,8 @@ def keep_state_in(
       Gupta et al., Deep Learning with Limited Numerical Precision, 2015,
       https://arxiv.org/abs/1502.02551.
     """
+    if not hasattr(tx, "update"):
+        raise ValueError(f"tx must be a gradient transformation, got {tx!r}")
     narrowed = narrow_dtype("dtype", dtype)
     if narrowed is None:
         return optax.with_extra_args_support(tx)
