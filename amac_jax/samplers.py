@@ -70,18 +70,27 @@ def threefry_normal(key: Any, count: Any, like: Any) -> Any:
 
         optax.tree.random_like(jax.random.fold_in(key, count), like, jax.random.normal)
 
-    JAX compiles threefry to a loop over arrays on CPU; here it is unrolled, and becomes part of
-    the loop that uses the noise.
+    JAX compiles threefry to a loop over arrays on CPU; where `unrolls_threefry`, it is unrolled
+    and becomes part of the loop that uses the noise.
     """
     threefry = jax.random.key_impl(jax.random.key(0, impl="threefry2x32"))
     largest = max((leaf.size for leaf in jax.tree.leaves(like)), default=0)
     if (
-        jax.random.key_impl(key) == threefry
+        unrolls_threefry()
+        and jax.random.key_impl(key) == threefry
         and jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
         and largest <= 2**32  # beyond, JAX counts in 64 bits
     ):
         key = jax.random.wrap_key_data(jax.random.key_data(key), impl=_unrolled_threefry)
     return optax.tree.random_like(jax.random.fold_in(key, count), like, jax.random.normal)
+
+
+def unrolls_threefry() -> bool:
+    """On CPU with jax 0.10. That of 0.11 does not get to the end of compiling it within a step.
+
+    On GPU and TPU JAX unrolls it itself.
+    """
+    return jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11)
 
 
 def random_words(key: Any, count: Any, like: Any) -> Any:
