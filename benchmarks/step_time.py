@@ -297,6 +297,7 @@ def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
         panel.barh(list(rows), ratios, xerr=errors, color=colours, ecolor="black", capsize=2)
         for y, row in enumerate(rows.values()):
             panel.text(row["ratio_high"], y, f"  {row['ratio']:.2f}", va="center", fontsize=7)
+        panel.margins(x=0.1)  # room for the numbers
         panel.axvline(1, color="black", linewidth=0.8)
         if result["dtype"] == "float32":
             panel.axvline(AMAC_BYTES / ADAMW_BYTES, color="tab:red", linestyle=":", linewidth=1)
