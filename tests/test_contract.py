@@ -255,10 +255,16 @@ def test_inject_hyperparams_is_the_plain_one(name):
     tx = optax.inject_hyperparams(case.factory)(**case.arguments())
     injected, state, _ = train(tx, tree(0), gradients())
     assert set(case.numeric) <= set(state.hyperparams)
-    # A traced hyperparameter is another program, a bit of float32 away; where state is rounded to
-    # fewer bits, that bit may round a number the other way: by 2^-8 of a step, which is 0.1.
-    rounded = {"atol": 0.1 * 2**-8} if case.state_bits < 32 else {}
-    assert_close(injected, plainly(name), **rounded)
+    if case.state_bits == 32:
+        assert_close(injected, plainly(name))
+        return
+    # A traced hyperparameter is another program, a bit of float32 away. Where state is rounded to
+    # fewer bits, that bit may round a number the other way, by 2^-8 of a step, which is 0.1: that
+    # happens to few of them, the others are as close as everywhere.
+    assert_close(injected, plainly(name), atol=0.1 * 2**-8)
+    pairs = zip(jax.tree.leaves(injected), jax.tree.leaves(plainly(name)), strict=True)
+    close = [np.isclose(one, other, rtol=1e-5, atol=1e-6).ravel() for one, other in pairs]
+    assert np.mean(np.concatenate(close)) > 0.9
 
 
 @pytest.mark.parametrize("technique", OFF)

@@ -107,7 +107,9 @@ def test_a_moving_average_of_thousand_increments_is_not_lost(seed):
     core = optax.scale_by_adam(b2=0.999)
 
     def final(tx, state):
-        step = lambda state, _: (tx.update(gradient, state)[1], None)  # noqa: E731
+        def step(state, _):
+            return tx.update(gradient, state)[1], None
+
         return jax.jit(lambda state: jax.lax.scan(step, state, None, 1000)[0])(state)
 
     exact = float64(final(core, core.init(gradient)).nu)
