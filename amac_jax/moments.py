@@ -6,6 +6,16 @@ import jax
 import jax.numpy as jnp
 
 
+def abs_square(x: jax.Array) -> jax.Array:
+    """|x|^2, real also where x is complex.
+
+    Example:
+      >>> abs_square(jnp.array([-2.0, 3.0]))
+      Array([4., 9.], dtype=float32)
+    """
+    return jnp.square(jnp.abs(x))
+
+
 def moving_average(decay: jax.Array, old: Any, new: Any) -> Any:
     """decay * old + (1 - decay) * new, leaf by leaf, in the dtype of `old`.
 

@@ -74,7 +74,8 @@ def check(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
       whole: whether the number must be a whole one.
 
     Raises:
-      ValueError: naming the argument, the interval and the value received.
+      ValueError: naming the argument, the interval and the value received; for a decay, in
+        [0, 1), as an array of 16 bits.
 
     Example:
       >>> check("b1", 1.0, "[0, 1)")
@@ -83,6 +84,11 @@ def check(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
     """
     if isinstance(value, jax.Array | np.ndarray) and value.ndim > 0:
         raise ValueError(f"{name} must be a scalar, got shape {value.shape}; vmap is a sweep")
+    if interval == "[0, 1)" and getattr(value, "dtype", None) in (jnp.bfloat16, jnp.float16):
+        raise ValueError(
+            f"{name} must be in at least float32, got {value.dtype.name}, in which 0.9999 is 1; "
+            "optax.inject_hyperparams takes hyperparam_dtype=jnp.float32"
+        )
     if callable(value) or isinstance(value, jax.Array | np.ndarray):
         return
     kind = "a whole number" if whole else ""

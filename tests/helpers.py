@@ -57,3 +57,17 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         a, e = np.asarray(a), np.asarray(e)
         assert (a.dtype, a.shape, a.tobytes()) == (e.dtype, e.shape, e.tobytes())
+
+
+def mixed_tree(seed: int) -> Any:
+    """A kernel, a bias, an embedding and a scalar, normal, in three precisions."""
+    rng = np.random.default_rng(seed)
+
+    def draw(dtype, *shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    return {
+        "dense": {"kernel": draw("float16", 4, 3), "bias": draw("float32", 3)},
+        "embed": {"embedding": draw("bfloat16", 5, 2)},
+        "temperature": draw("float32"),
+    }

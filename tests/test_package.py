@@ -20,6 +20,7 @@ BELOW = {
     "schedules": set(),
     "precision": set(),
     "layout": set(),
+    "leaves": {"layout"},
     "keys": set(),
     "moments": set(),
     "samplers": set(),
@@ -29,11 +30,11 @@ BELOW = {
     "plotting": set(),
     "batch_stats": set(),
     "transforms": {
-        *("schedules", "precision", "layout", "keys", "moments", "objective", "samplers"),
-        "rounding",
+        *("schedules", "precision", "layout", "leaves", "keys", "moments", "objective"),
+        *("samplers", "rounding"),
     },
     "optimizers": {
-        *("schedules", "precision", "layout", "keys", "samplers", "rounding"),
+        *("schedules", "precision", "layout", "leaves", "keys", "samplers", "rounding"),
         *("transforms", "optimizers"),
     },
     "inspection": {"schedules", "precision", "layout", "transforms"},

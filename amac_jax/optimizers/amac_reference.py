@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax.leaves import floats_only
 from amac_jax.optimizers.compose import compose
 from amac_jax.precision import wide_copy, widen
 from amac_jax.samplers import Sampler
@@ -165,7 +166,8 @@ def _average_in_the_loop(start: int, period: int) -> optax.GradientTransformatio
             return structure.unflatten(map(fold, range(tensors), means, leaves, new_leaves))
 
         average = jax.lax.cond(due, fold_in, lambda average: average, state.average)
-        averaged = state.averaged + jnp.where(due, tensors, 0)
+        most = jnp.iinfo(jnp.int32).max - tensors
+        averaged = jnp.where(due, jnp.minimum(state.averaged, most) + tensors, state.averaged)
         return updates, AverageWeightsState(count=step, averaged=averaged, average=average)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(init, update))

@@ -7,6 +7,7 @@ from typing import Any
 
 import optax
 
+from amac_jax.leaves import floats_only
 from amac_jax.optimizers.compose import compose, takes_techniques
 from amac_jax.schedules import Hyperparameter, check
 from amac_jax.transforms.adabelief import scale_by_adabelief
@@ -582,7 +583,8 @@ def lion(
       Chen et al., Symbolic Discovery of Optimization Algorithms, 2023,
       https://arxiv.org/abs/2302.06675.
     """
-    lion_core = core(optax.scale_by_lion, b1=b1, b2=b2)
+    # The sign of a complex number is a direction, and a step's parts would no longer be +-1.
+    lion_core = floats_only(core(optax.scale_by_lion, b1=b1, b2=b2), refuses_complex="lion")
     return compose(lion_core, learning_rate, weight_decay=weight_decay, **techniques)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-import jax.numpy as jnp
 import optax
 
 from amac_jax.keys import sub_key
 from amac_jax.layout import FanInRule, kernel_mask
+from amac_jax.leaves import floats_only
 from amac_jax.precision import at_least_float32
 from amac_jax.rounding import narrow_dtype
 from amac_jax.samplers import Sampler
@@ -25,6 +25,7 @@ from amac_jax.transforms.low_precision import keep_state_in
 from amac_jax.transforms.momentum import heavy_ball
 from amac_jax.transforms.noise import inject_noise
 from amac_jax.transforms.recording import recorded_chain
+from amac_jax.transforms.skipping import skip_nonfinite as without_nonfinite_steps
 from amac_jax.transforms.weight_decay import Mask, decay_weights
 
 
@@ -106,7 +107,7 @@ def compose(
         name and value.
 
     Example:
-      >>> import jax
+      >>> import jax, jax.numpy as jnp
       >>> tx = compose(optax.scale_by_adam(), 0.1, centralize=True, sync_period=5)
       >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
       >>> state = tx.init(params)
@@ -188,8 +189,8 @@ def compose(
     else:
         tx = at_least_float32(optax.chain(*stages.values()))
     if skip_nonfinite:
-        tx = optax.apply_if_finite(tx, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
-    return optax.with_extra_args_support(tx)
+        tx = without_nonfinite_steps(tx)
+    return floats_only(tx)
 
 
 _RANGES = {  # of every numeric keyword, under the name that users pass it by

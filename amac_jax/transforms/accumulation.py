@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax.leaves import floats_only
 from amac_jax.precision import at_least_float32, wide_zeros
 from amac_jax.schedules import Hyperparameter, check, next_count, whole_value_at
 
@@ -112,7 +113,7 @@ def accumulate_gradients(
             inner=inner,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(init, update))
 
 
 def running_mean(mean: jax.Array, gradient: jax.Array, n: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax.moments import bias_corrected, moving_average
+from amac_jax.moments import abs_square, bias_corrected, moving_average
 from amac_jax.precision import wide_zeros, widen
 from amac_jax.schedules import Hyperparameter, check, next_count, step_number, value_at
 
@@ -55,7 +55,7 @@ def scale_by_adabelief(
         b1_t, b2_t, eps_t = (value_at(value, state.count) for value in (b1, b2, eps))
         t, gradient = step_number(state.count), widen(updates)
         mu = moving_average(b1_t, state.mu, gradient)
-        surprise = jax.tree.map(lambda g, m: jnp.square(g - m), gradient, mu)
+        surprise = jax.tree.map(lambda g, m: abs_square(g - m), gradient, mu)
         nu = moving_average(b2_t, state.nu, surprise)
         direction = jax.tree.map(
             lambda m, s: m / jnp.sqrt(s + eps_t.astype(s.dtype)),

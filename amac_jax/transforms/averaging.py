@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.keys import typed_key
+from amac_jax.leaves import floats_only
 from amac_jax.precision import wide_dtype, write_when
 from amac_jax.rounding import narrow, narrow_dtype, narrow_stochastically, rounding_key
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
@@ -127,7 +128,7 @@ def average_weights(
         average = write_when(due, fold_in_all, state.average, params, updates)
         return updates, AverageWeightsState(step, averaged, average, state.key)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(init, update))
 
 
 def is_due(step: jax.Array, start: jax.Array, period: jax.Array) -> jax.Array:

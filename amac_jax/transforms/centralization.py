@@ -11,6 +11,7 @@ import optax
 
 from amac_jax.layout import FanInRule
 from amac_jax.layout import fan_in_axes as fan_in_axes_of
+from amac_jax.leaves import floats_only
 from amac_jax.precision import widen
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
@@ -79,7 +80,7 @@ def centralize(
         updates = jax.tree_util.tree_map_with_path(centralize_leaf, updates)
         return updates, CentralizeState(count=next_count(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(init, update))
 
 
 def centered(gradient: jax.Array, strength: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -10,6 +10,7 @@ import optax
 
 from amac_jax.layout import FanInRule
 from amac_jax.layout import fan_in_axes as fan_in_axes_of
+from amac_jax.leaves import floats_only
 from amac_jax.precision import global_norm, map_wide, widen
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
@@ -59,7 +60,8 @@ def clip_by_value(limit: Hyperparameter) -> optax.GradientTransformationExtraArg
         updates = map_wide(lambda u: jnp.clip(u, -c.astype(u.dtype), c.astype(u.dtype)), updates)
         return updates, _next(state)
 
-    return optax.GradientTransformationExtraArgs(_init, update)
+    tx = optax.GradientTransformationExtraArgs(_init, update)
+    return floats_only(tx, refuses_complex="clip_by_value")
 
 
 def clip_by_global_norm(limit: Hyperparameter) -> optax.GradientTransformationExtraArgs:
@@ -99,7 +101,7 @@ def clip_by_global_norm(limit: Hyperparameter) -> optax.GradientTransformationEx
         factor = jnp.where(norm > c, c / norm, 1.0)
         return map_wide(lambda u: u * factor.astype(u.dtype), updates), _next(state)
 
-    return optax.GradientTransformationExtraArgs(_init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(_init, update))
 
 
 def clip_by_unit_norm(
@@ -158,14 +160,14 @@ def clip_by_unit_norm(
         def clip_leaf(path, gradient, weight):
             g, w = widen(gradient), widen(weight)
             axes = rule(path, weight)  # None: the whole leaf is one unit
-            limit = r.astype(g.dtype) * jnp.maximum(_unit_norm(w, axes), least.astype(g.dtype))
-            norm = _unit_norm(g, axes)
+            norm, size = _unit_norm(g, axes), _unit_norm(w, axes)
+            limit = r.astype(norm.dtype) * jnp.maximum(size, least.astype(size.dtype))
             factor = jnp.where(norm > limit, limit / norm, 1.0)
             return (g * factor.astype(g.dtype)).astype(gradient.dtype)
 
         return jax.tree_util.tree_map_with_path(clip_leaf, updates, params), _next(state)
 
-    return optax.GradientTransformationExtraArgs(_init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(_init, update))
 
 
 def _unit_norm(leaf: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:

@@ -12,6 +12,7 @@ import optax
 from jax.tree_util import KeyPath
 
 from amac_jax.layout import path_matches, written_path
+from amac_jax.leaves import floats_only
 from amac_jax.precision import map_wide, widen
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
@@ -118,7 +119,7 @@ def scale_by_layer(multipliers: Multipliers) -> optax.GradientTransformationExtr
         updates = map_wide(scaled, updates, of_each_leaf(updates, params, count))
         return updates, ScaleByLayerState(next_count(count)) if scheduled else state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(init, update))
 
 
 def layerwise_decay(

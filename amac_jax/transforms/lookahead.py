@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.keys import typed_key
+from amac_jax.leaves import floats_only
 from amac_jax.precision import wide_copy, wide_dtype, widen, write_when
 from amac_jax.rounding import narrow, narrow_dtype, narrow_stochastically, rounding_key
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
@@ -116,7 +117,7 @@ def lookahead(
         slow = write_when(due, land, state.slow, params, updates)
         return updates, LookaheadState(count=step, slow=slow, key=state.key)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(init, update))
 
 
 def towards_slow(

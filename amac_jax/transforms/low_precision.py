@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.keys import typed_key
+from amac_jax.leaves import floats_only
 from amac_jax.precision import at_least_float32, widen
 from amac_jax.rounding import (
     is_narrowed,
@@ -106,4 +107,4 @@ def keep_state_in(
         inner = narrow_stochastically(inner, narrowed, random_key, never, shift=golden)
         return updates, KeepStateInState(next_count(state.count), state.key, inner)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(init, update))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax.leaves import floats_only
 from amac_jax.precision import wide_zeros, widen
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
@@ -72,4 +73,4 @@ def heavy_ball(
         state = HeavyBallState(count=next_count(state.count), velocity=velocity)
         return optax.tree.cast_like(velocity, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(init, update))

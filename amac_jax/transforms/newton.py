@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from amac_jax.leaves import floats_only
 from amac_jax.objective import Objective, hessian_vector_product, scalar_objective
 from amac_jax.precision import widen
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
@@ -116,7 +117,8 @@ def scale_by_newton(
             direction = _combine(space.basis, space.length * solve(space))
         return optax.tree.cast_like(direction, updates), NewtonState(next_count(count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    tx = optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(tx, refuses_complex="newton")
 
 
 def _inverse(eigenvalues: jax.Array, damping: jax.Array, size: int) -> jax.Array:

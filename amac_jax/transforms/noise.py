@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.keys import key_data, typed_key
+from amac_jax.leaves import floats_only
 from amac_jax.precision import widen
 from amac_jax.samplers import Sampler, sampler_named
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at
@@ -92,7 +93,8 @@ def inject_noise(
         updates = jax.tree.map(add, updates, noise)
         return updates, InjectNoiseState(next_count(state.count), state.key)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    tx = optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(tx, refuses_complex="inject_noise")
 
 
 def _root_mean_square(leaf: jax.Array) -> jax.Array:

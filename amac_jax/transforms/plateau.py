@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax.leaves import floats_only
 from amac_jax.precision import map_wide
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
 
@@ -146,7 +147,7 @@ def reduce_on_plateau(
         updates = map_wide(lambda u: state.scale * u, updates)
         return updates, state._replace(count=next_count(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(optax.GradientTransformationExtraArgs(init, update))
 
 
 def _scalar(value: Any) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax.moments import bias_corrected, moving_average
+from amac_jax.moments import abs_square, bias_corrected, moving_average
 from amac_jax.precision import wide_zeros, widen
 from amac_jax.schedules import Hyperparameter, check, next_count, step_number, value_at
 
@@ -65,7 +65,7 @@ def scale_by_radam(
         b1_t, b2_t, eps_t = (value_at(value, state.count) for value in (b1, b2, eps))
         t, gradient = step_number(state.count), widen(updates)
         mu = moving_average(b1_t, state.mu, gradient)
-        nu = moving_average(b2_t, state.nu, jax.tree.map(jnp.square, gradient))
+        nu = moving_average(b2_t, state.nu, jax.tree.map(abs_square, gradient))
         rho = effective_samples(b2_t, t)
         rectified = rho > value_at(threshold, state.count)
         r = rectification(jnp.where(rectified, rho, 5.0), b2_t)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.keys import key_data, typed_key
+from amac_jax.leaves import floats_only
 from amac_jax.moments import moving_average
 from amac_jax.objective import hessian_vector_product, scalar_objective
 from amac_jax.precision import wide_zeros, widen
@@ -115,7 +116,8 @@ def scale_by_sophia(
         state = SophiaState(next_count(count), mu, hessian, state.key)
         return optax.tree.cast_like(direction, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    tx = optax.GradientTransformationExtraArgs(init, update)
+    return floats_only(tx, refuses_complex="sophia")
 
 
 def clipped_step(m: jax.Array, h: jax.Array, gamma: jax.Array, eps: jax.Array) -> jax.Array:

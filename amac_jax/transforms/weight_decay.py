@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax.layout import kernel_mask
+from amac_jax.leaves import floats_only
 from amac_jax.precision import map_wide
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at
 
@@ -73,4 +74,4 @@ def decay_weights(
         return updates, DecayWeightsState(count=next_count(state.count))
 
     decay = optax.GradientTransformationExtraArgs(init, update)
-    return optax.masked(decay, kernel_mask if mask is None else mask)
+    return floats_only(optax.masked(decay, kernel_mask if mask is None else mask))

@@ -1,0 +1,208 @@
+"""Gradients that are NaN, infinite, overflowed or all zero, at random steps, into every factory."""
+
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import amac_jax
+from amac_jax.transforms.skipping import skip_nonfinite
+from tests.helpers import assert_same_bits, mixed_tree
+from tests.table import CASES
+
+SEEDS = range(20 if os.environ.get("AMAC_JAX_SOAK") else 1)
+every_case = pytest.mark.parametrize("name", CASES)
+
+LEAVES = ["dense/kernel", "dense/bias", "embed/embedding", "temperature"]
+OVERFLOWED = jnp.float16(300) * jnp.float16(300)
+POISONS = [jnp.float16(jnp.nan), jnp.float16(jnp.inf), jnp.float16(-jnp.inf), OVERFLOWED]
+PLACES = [*([leaf] for leaf in LEAVES), LEAVES]
+# A Newton step solves one system for all parameters, so that one NaN is in all of them. Sophia's
+# estimate comes from an objective, here of all parameters, which is NaN after a bad step.
+ONE_SYSTEM = ("newton", "newton minimal residual", "newton Lanczos")
+READS_OBJECTIVE = (*ONE_SYSTEM, "sophia")
+
+
+def gradient(seed: int) -> Any:
+    return mixed_tree(1000 + seed)
+
+
+def changed(tree: Any, places: list[str], function: Any) -> Any:
+    """The tree with `function` of its leaves at these places."""
+
+    def leafwise(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return function(leaf) if name in places else leaf
+
+    return jax.tree_util.tree_map_with_path(leafwise, tree)
+
+
+def poisoned(tree: Any, places: list[str], value: jax.Array) -> Any:
+    """With the first element of each of these leaves replaced."""
+
+    def leafwise(leaf):
+        flat = leaf.reshape(-1)
+        return flat.at[0].set(value.astype(leaf.dtype)).reshape(leaf.shape)
+
+    return changed(tree, places, leafwise)
+
+
+def non_finite(tree: Any) -> set[str]:
+    """The parameters which, or whose part of an optimizer's state, are not all finite."""
+    names = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or bool(jnp.all(jnp.isfinite(leaf))):
+            continue
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "/metrics/" not in f"/{name}":  # which tell of the bad step
+            names.add(next((leaf for leaf in LEAVES if f"/{name}".endswith(f"/{leaf}")), name))
+    return names
+
+
+@functools.cache
+def plain(name: str) -> tuple[optax.GradientTransformation, Any]:
+    tx = CASES[name].build()
+    return tx, stepper(tx)
+
+
+def stepper(tx: optax.GradientTransformation) -> Any:
+    tx = optax.with_extra_args_support(tx)
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+@every_case
+def test_a_bad_step_changes_nothing_but_the_counter(name):
+    """At random places among good ones; the run ends as the one that never saw them."""
+    tx = skip_nonfinite(CASES[name].build())
+    step = stepper(tx)
+    bad_steps = [(places, value) for places in PLACES for value in POISONS]
+    for seed in SEEDS:
+        params = mixed_tree(seed)
+        params["dense"]["bias"] = params["dense"]["bias"].at[0].set(-0.0)
+        params, state = undisturbed = params, tx.init(params)
+        skipped = 0
+        order = np.random.default_rng(seed).permutation(len(bad_steps) + 6)
+        for place, index in enumerate(order):
+            good = gradient(place)
+            if index >= len(bad_steps):
+                params, state = step(params, state, good)
+                undisturbed = step(*undisturbed, good)
+                continue
+            before = params, state.inner_state
+            params, state = step(params, state, poisoned(good, *bad_steps[index]))
+            skipped += 1
+            assert_same_bits((params, state.inner_state), before)
+            assert int(state.total_notfinite) == skipped
+        assert int(undisturbed[1].total_notfinite) == 0
+        assert_same_bits((params, state.inner_state), (undisturbed[0], undisturbed[1].inner_state))
+        with pytest.raises(AssertionError):  # the good steps did something
+            assert_same_bits(params, mixed_tree(seed))
+
+
+def test_compose_skips_with_it():
+    tx = amac_jax.amac(0.1, total_steps=20, skip_nonfinite=True)
+    params = {"w": jnp.array([1.0, -0.0])}
+    state = tx.init(params)
+    updates, after = jax.jit(tx.update)({"w": jnp.array([jnp.nan, 1.0])}, state, params)
+    assert_same_bits(optax.apply_updates(params, updates), params)
+    assert_same_bits(after.inner_state, state.inner_state)
+    assert int(after.total_notfinite) == 1
+
+
+@every_case
+def test_without_skipping_only_the_affected_leaf_becomes_non_finite(name):
+    tx, step = plain(name)
+    for seed in SEEDS:
+        start = mixed_tree(seed)
+        start = start, tx.init(start)
+        for index in range(2):
+            start = step(*start, gradient(index))
+        for value in POISONS:
+            for leaf in LEAVES:
+                affected = set(LEAVES) if name in ONE_SYSTEM else {leaf}
+                run = step(*start, poisoned(gradient(2), [leaf], value))
+                assert non_finite(run) <= affected
+                if name in READS_OBJECTIVE:
+                    continue
+                for index in range(3, 6):  # nor later, when it is averaged or synchronised
+                    run = step(*run, gradient(index))
+                assert non_finite(run) <= affected
+
+
+@every_case
+def test_zero_gradients_are_steps_like_others(name):
+    tx, step = plain(name)
+    for places in PLACES:
+        for before in (0, 2):
+            params = mixed_tree(0)
+            run = params, tx.init(params)
+            for index in range(before):
+                run = step(*run, gradient(index))
+            for index in range(3):
+                run = step(*run, changed(gradient(10 + index), places, jnp.zeros_like))
+            assert non_finite(run) == set()
+
+
+@every_case
+def test_the_largest_float16_gradients_overflow_nothing(name):
+    tx, step = plain(name)
+    params = mixed_tree(0)
+    state = tx.init(params)
+    for _ in range(3):  # always from the same parameters, which would soon be out of range too
+        _, state = step(params, state, jax.tree.map(lambda leaf: jnp.full_like(leaf, 6e4), params))
+        assert non_finite(state) == set()
+
+
+def test_a_float16_gradient_clips_to_its_limit():
+    """70,000 tens: their norm, 2,646, is in float16's range, the sum of their squares is not."""
+    gradients = {"kernel": jnp.full((700, 100), 10.0, jnp.float16)}
+    for tx in (amac_jax.clip_by_global_norm(1.0), amac_jax.sgd(1.0, clip_norm=1.0)):
+        updates, _ = jax.jit(tx.update)(gradients, tx.init(gradients), gradients)
+        assert updates["kernel"].dtype == jnp.float16
+        norm = np.linalg.norm(np.asarray(updates["kernel"], np.float64))
+        assert abs(norm - 1.0) < 2**-11  # half a unit of float16's eleven bits
+
+
+def bfloat16(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree)
+
+
+@every_case
+def test_inject_hyperparams_with_bfloat16_parameters_is_the_plain_one(name):
+    case = CASES[name]
+    inject = optax.inject_hyperparams(case.factory, hyperparam_dtype=jnp.float32)
+    ends = []
+    for tx in (case.build(), inject(**case.arguments())):
+        step, params = stepper(tx), bfloat16(mixed_tree(0))
+        run = params, tx.init(params)
+        for index in range(3):
+            run = step(*run, bfloat16(gradient(index)))
+        assert non_finite(run) == set()
+        ends.append(np.concatenate([np.float32(leaf).ravel() for leaf in jax.tree.leaves(run[0])]))
+    # A traced hyperparameter is another program, a bit of float32 away, which may round a
+    # parameter to the other neighbour in bfloat16.
+    plainly, injected = ends
+    np.testing.assert_allclose(injected, plainly, rtol=2**-7, atol=1e-6)
+    assert np.mean(injected == plainly) > 0.9
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_decay_of_16_bits_is_refused_by_name(dtype):
+    """In bfloat16 0.999 is 1, and the second moment's bias correction 0 / 0."""
+    with pytest.raises(ValueError, match=f"b2 must be in at least float32, got {dtype}, in which"):
+        amac_jax.adam(0.1, b2=jnp.asarray(0.999, dtype))
+    params = {"w": jnp.ones(3, dtype)}
+    tx = optax.inject_hyperparams(amac_jax.adam)(0.1)
+    with pytest.raises(ValueError, match="hyperparam_dtype=jnp.float32"):
+        tx.init(params)
