@@ -41,8 +41,9 @@ def supplied(factory: Callable[..., Any], **extra: Any) -> Callable[..., Any]:
 
 
 def bowl(params: Any) -> jax.Array:
-    """An objective for any tree: convex, not separable, not quadratic."""
-    leaves = [jnp.asarray(leaf, jnp.float32) for leaf in jax.tree.leaves(params)]
+    """An objective for any tree: convex, not separable, not quadratic, of its floats alone."""
+    leaves = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    leaves = [leaf.astype(jnp.float32) for leaf in leaves]
     quartic = sum((jnp.sum(0.5 * leaf**2 + 0.1 * leaf**4) for leaf in leaves), jnp.float32(0.0))
     return quartic + 0.1 * sum((jnp.sum(leaf) for leaf in leaves), jnp.float32(0.0)) ** 2
 

@@ -204,5 +204,5 @@ def test_a_decay_of_16_bits_is_refused_by_name(dtype):
         amac_jax.adam(0.1, b2=jnp.asarray(0.999, dtype))
     params = {"w": jnp.ones(3, dtype)}
     tx = optax.inject_hyperparams(amac_jax.adam)(0.1)
-    with pytest.raises(ValueError, match="hyperparam_dtype=jnp.float32"):
+    with pytest.raises(ValueError, match="takes hyperparam_dtype"):
         tx.init(params)

@@ -165,7 +165,7 @@ def _lanczos(times: Callable[[Any], Any], b: Any, iterations: jax.Array, size: i
 
     def iterate(i, carry):
         basis, used, projection, q, scale = carry
-        basis = jax.tree.map(lambda rows, v: rows.at[i].set(v), basis, q)
+        basis = jax.tree.map(lambda rows, v: _with_row(rows, i, v), basis, q)
         used = used.at[i].set(jnp.round(optax.tree.norm(q)).astype(dtype))
         a_q = times(q)
         coefficients = along(basis, a_q)
@@ -204,6 +204,11 @@ def _projected(inverse: Callable[[jax.Array, int], jax.Array]) -> Callable[[_Kry
         return vectors @ (inverse(eigenvalues, len(eigenvalues)) * vectors[0])
 
     return solve
+
+
+def _with_row(rows: jax.Array, i: jax.Array, row: jax.Array) -> jax.Array:
+    # `rows.at[i].set(row)` counts the elements of a row in int32.
+    return jax.lax.dynamic_update_index_in_dim(rows, row, i, axis=0)
 
 
 def _combine(basis: Any, coefficients: jax.Array) -> Any:

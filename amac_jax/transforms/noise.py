@@ -98,4 +98,4 @@ def inject_noise(
 
 
 def _root_mean_square(leaf: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(leaf))) / max(leaf.size, 1)).astype(leaf.dtype)
+    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(leaf))) / float(max(leaf.size, 1))).astype(leaf.dtype)

@@ -1,0 +1,53 @@
+"""One run of a factory in two halves, as both processes of test_resume.py take them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tests.table import CASES
+
+HALF, WHOLE = 10, 20
+
+
+def tree(seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+
+    def draw(dtype, *shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    return {
+        "dense": {"kernel": draw("bfloat16", 8, 3), "bias": draw("float32", 3)},
+        "embed": {"embedding": draw("float32", 5, 16)},
+        "temperature": draw("float32"),
+    }
+
+
+def begin(name: str) -> tuple[Any, Any]:
+    """The jitted step of a case, and its parameters and state before the first."""
+    tx = optax.with_extra_args_support(CASES[name].build())
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = tree(0)
+    return step, {"params": params, "state": tx.init(params)}
+
+
+def advance(step: Any, run: Any, numbers: range) -> Any:
+    params, state = run["params"], run["state"]
+    for number in numbers:
+        params, state = step(params, state, tree(1 + number))
+    return {"params": params, "state": state}
+
+
+def abstract(run: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run)
+
+
+def slug(name: str) -> str:
+    return name.replace(" ", "_")

@@ -1,0 +1,323 @@
+"""Every precision and every tree, in every factory: supported, left alone or refused by name."""
+
+import functools
+import os
+import re
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import amac_jax
+from tests.helpers import assert_same_bits, mixed_tree
+from tests.table import CASES
+
+SOAK = bool(os.environ.get("AMAC_JAX_SOAK"))
+every_case = pytest.mark.parametrize("name", CASES)
+
+# Who refuses complex parameters: what adds noise, clips by value, takes signs or solves systems.
+REFUSES = {
+    **dict.fromkeys(("inject_noise", "inject_noise threefry", "compose"), "inject_noise"),
+    **{name: "inject_noise" for name in CASES if "amac" in name},
+    **{name: "newton" for name in CASES if name.startswith("newton")},
+    **{name: name for name in ("clip_by_value", "lion", "sophia")},
+}
+TAKES_COMPLEX = [name for name in CASES if name not in REFUSES]
+
+
+def apply(params: Any, updates: Any) -> Any:
+    """`optax.apply_updates`, which cannot add anything to a key."""
+
+    def leafwise(param, update):
+        return param if update.dtype == jax.dtypes.float0 else optax.apply_updates(param, update)
+
+    return jax.tree.map(leafwise, params, updates)
+
+
+def stepper(name: str, *, jit: bool = True) -> Any:
+    tx = optax.with_extra_args_support(CASES[name].build())
+
+    def step(params, state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return apply(params, updates), state
+
+    return jax.jit(step) if jit else step
+
+
+def form(tree: Any) -> Any:
+    return jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+
+
+def wide(seed: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mixed_tree(seed))
+
+
+# Mixed precisions, and counters at their end.
+
+
+@functools.cache
+def mixed_step(name: str) -> Any:
+    return stepper(name)
+
+
+@every_case
+def test_each_leaf_of_a_mixed_tree_keeps_its_precision(name):
+    tx, params = CASES[name].build(), mixed_tree(0)
+    state = tx.init(params)
+    after, new_state = mixed_step(name)(params, state, mixed_tree(1))
+    assert form(after) == form(params)
+    assert form(new_state) == form(state)
+    alone = stepper(name, jit=False)
+    exact, _ = alone(wide(0), tx.init(wide(0)), jax.tree.map(jnp.float32, mixed_tree(1)))
+    for leaf, expected in zip(jax.tree.leaves(after), jax.tree.leaves(exact), strict=True):
+        # The update is rounded to the leaf's precision, and the sum is: half a unit each.
+        np.testing.assert_allclose(
+            np.float32(leaf), expected, rtol=2e-6 + float(jnp.finfo(leaf.dtype).eps), atol=2e-2
+        )
+
+
+@every_case
+def test_counters_stop_at_the_largest_int32(name):
+    params = mixed_tree(0)
+    state = CASES[name].build().init(params)
+
+    def is_counter(leaf):
+        return leaf.dtype == jnp.int32 and leaf.ndim == 0
+
+    largest = jnp.iinfo(jnp.int32).max
+    state = jax.tree.map(
+        lambda leaf: jnp.full_like(leaf, largest) if is_counter(leaf) else leaf, state
+    )
+    for step in range(2):
+        params, state = mixed_step(name)(params, state, mixed_tree(step))
+    counts = [
+        int(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if is_counter(leaf) and jax.tree_util.keystr(path).endswith(".count")
+    ]
+    assert set(counts) <= {largest}
+    for leaf in jax.tree.leaves((params, state)):
+        if is_counter(leaf):
+            assert int(leaf) >= 0
+        elif jnp.issubdtype(leaf.dtype, jnp.floating) and not name.startswith("amac_reference"):
+            # The published noise and decay grow with the number of steps, without end.
+            assert bool(jnp.all(jnp.isfinite(leaf)))
+
+
+# Integers, bools and keys.
+
+
+@every_case
+def test_integers_bools_and_keys_are_left_alone(name):
+    """With gradients as `jax.grad(..., allow_int=True)` hands them over, and without state."""
+    others = {
+        "steps": jnp.array([7, 8]),
+        "small": jnp.array(3, jnp.uint8),
+        "mask": jnp.array([True, False]),
+        "key": jax.random.key(5),
+    }
+    floats = wide(0)
+    both = {**others, **floats}
+
+    def loss(params):
+        return sum(jnp.sum(params[name]["kernel"] ** 4) for name in ["dense"]) + sum(
+            jnp.sum(leaf**2) for leaf in jax.tree.leaves([params["embed"], params["temperature"]])
+        )
+
+    tx, step = CASES[name].build(), stepper(name, jit=False)
+    gradients = jax.grad(loss, allow_int=True)(both), jax.grad(loss)(floats)
+    assert gradients[0]["key"].dtype == jax.dtypes.float0
+
+    @jax.jit  # in one program, the same operations on both
+    def steps(params, states):
+        for _ in range(2):
+            pairs = [step(*run) for run in zip(params, states, gradients, strict=True)]
+            params, states = zip(*pairs, strict=True)
+        return params, states
+
+    states = tx.init(both), tx.init(floats)
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(state)] for state in states]
+    assert shapes[0] == shapes[1]
+    (trained, alone), _ = steps((both, floats), states)
+    assert form(trained) == form(both)
+    for key, leaf in others.items():
+        got, leaf = (jax.random.key_data(x) if key == "key" else x for x in (trained[key], leaf))
+        assert_same_bits(got, leaf)
+    for one, other in zip(
+        jax.tree.leaves({key: trained[key] for key in floats}), jax.tree.leaves(alone), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_masks_may_name_the_leaves_that_are_left_alone():
+    params = {"steps": jnp.array(7), "w": jnp.ones(2)}
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    for mask in ({"steps": True, "w": True}, {"steps": False, "w": True}, True):
+        tx = amac_jax.sgd(0.5, weight_decay=0.5, decay_mask=mask)
+        updates, _ = tx.update(gradients, tx.init(params), params)
+        assert_same_bits(updates, {"steps": jnp.array(0), "w": jnp.full(2, -0.25)})
+
+
+def test_averages_leave_them_as_they_are():
+    params = {"steps": jnp.array(7), "w": jnp.ones(2)}
+    tx = amac_jax.sgd(0.5, average_start=1)
+    _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    assert_same_bits(
+        amac_jax.averaged_params(state, params), {"steps": jnp.array(7), "w": jnp.full(2, 0.5)}
+    )
+
+
+# Complex numbers.
+
+
+@pytest.mark.parametrize("name", TAKES_COMPLEX)
+def test_complex_parameters_turn_with_their_phase(name):
+    """exp(i phi) times parameters and gradients: exp(i phi) times the path, whatever phi.
+
+    At phi = 0 it is the path of the real parameters: so the size of a complex number is what
+    counts, not its real part or its square.
+    """
+    step, tx = stepper(name), CASES[name].build()
+
+    def end(turn):
+        def turned(tree):
+            return jax.tree.map(lambda leaf: leaf * turn, tree)
+
+        params = turned(wide(0))
+        state = tx.init(params)
+        for index in range(1, 4):
+            params, state = step(params, state, turned(wide(index)))
+        return jax.tree.leaves(params)
+
+    plain, flat, turn = end(jnp.float32(1)), end(jnp.complex64(1)), np.exp(0.7j)
+    for one, complex_one, turned in zip(plain, flat, end(jnp.complex64(turn)), strict=True):
+        assert turned.dtype == jnp.complex64
+        np.testing.assert_allclose(turned, complex_one * turn, rtol=1e-5, atol=1e-5)
+        if CASES[name].state_bits == 32:  # complex state has no dtype to be rounded to
+            np.testing.assert_allclose(complex_one, one, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REFUSES)
+def test_what_has_no_meaning_for_complex_parameters_is_refused_by_name(name):
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.complex64), wide(0))
+    message = f"{REFUSES[name]} must have real parameters, got complex64 at 'dense/bias'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CASES[name].build().init(params)
+
+
+def test_the_remedy_that_the_message_names():
+    tx = optax.contrib.split_real_and_imaginary(amac_jax.amac(0.1, total_steps=10))
+    params = {"w": jnp.ones(3, jnp.complex64)}
+    updates, _ = tx.update({"w": jnp.full(3, 1 + 1j, jnp.complex64)}, tx.init(params), params)
+    assert updates["w"].dtype == jnp.complex64
+    assert np.all(np.asarray(updates["w"].real) < 0)
+    assert np.all(np.asarray(updates["w"].imag) < 0)
+
+
+# Sizes.
+
+
+@every_case
+def test_leaves_of_more_elements_than_int32_counts(name):
+    params = {
+        "kernel": jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((2**31,), jnp.bfloat16),
+    }
+    tx = CASES[name].build()
+    state = jax.eval_shape(tx.init, params)
+    updates, after = jax.eval_shape(tx.update, params, state, params)
+    assert form(updates) == form(params)
+    assert form(after) == form(state)
+
+
+@pytest.mark.parametrize("name", CASES if SOAK else ["amac", "adamw"])
+def test_two_thousand_leaves(name):
+    layer = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    params = {f"layer{index}": layer for index in range(1000)}
+    tx = CASES[name].build()
+    state = jax.eval_shape(tx.init, params)
+    updates, after = jax.eval_shape(tx.update, params, state, params)
+    assert form(updates) == form(jax.eval_shape(lambda: params))
+    assert form(after) == form(state)
+
+
+# Random trees.
+
+shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+dtypes = st.sampled_from(["float32", "bfloat16", "float16", "int32", "uint8", "bool"])
+leaves = st.tuples(shapes, dtypes)
+names = st.sampled_from(["kernel", "bias", "w", "scale", "embedding", "query", "0", "μ"])
+trees = st.recursive(
+    leaves | st.just(None) | st.just(optax.MaskedNode()),
+    lambda inner: (
+        st.dictionaries(names, inner, max_size=3)
+        | st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+    ),
+    max_leaves=5,
+)
+
+
+def is_leaf(node: Any) -> bool:
+    return isinstance(node, tuple) and len(node) == 2 and isinstance(node[1], str)
+
+
+def filled(tree: Any, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+
+    def fill(leaf):
+        shape, dtype = leaf
+        return jnp.asarray(np.asarray(3 * rng.normal(size=shape)).astype(np.int8), dtype)
+
+    return jax.tree.map(fill, tree, is_leaf=is_leaf)
+
+
+def on_random_trees(examples: int) -> Any:
+    settings = hypothesis.settings(
+        max_examples=(20 if SOAK else 1) * examples, derandomize=True, deadline=None, database=None
+    )
+    given = hypothesis.given(
+        name=st.sampled_from(list(CASES)), tree=trees, choices=st.integers(0, 2**16 - 1)
+    )
+    return lambda test: settings(given(test))
+
+
+def chosen(name: str, choices: int) -> Any:
+    """The case with, for each hyperparameter, the first or the second of its values."""
+    pairs = enumerate(CASES[name].numeric.items())
+    values = {argument: pair[choices >> index & 1] for index, (argument, pair) in pairs}
+    return optax.with_extra_args_support(CASES[name].build(**values))
+
+
+@on_random_trees(400)
+def test_any_tree_keeps_its_form(name, tree, choices):
+    tx, params = chosen(name, choices), {"model": filled(tree, 0)}
+    state = jax.eval_shape(tx.init, params)
+    updates, after = jax.eval_shape(tx.update, params, state, params)
+    assert form(updates) == form(params)
+    assert form(after) == form(state)
+
+
+@on_random_trees(60)
+def test_any_tree_is_trained_and_nothing_else_is_touched(name, tree, choices):
+    tx, params = chosen(name, choices), {"model": filled(tree, 0)}
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    after, state = params, tx.init(params)
+    for seed in range(2):
+        after, state = step(after, state, {"model": filled(tree, seed)})
+    assert form(after) == form(params)
+    for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(after), strict=True):
+        if jnp.issubdtype(old.dtype, jnp.floating):
+            assert bool(jnp.all(jnp.isfinite(new)))
+        else:
+            assert_same_bits(new, old)
