@@ -216,7 +216,7 @@ def _decode_idx(opener: Callable[[], BinaryIO], name: str, sha256: str | None) -
 def _read(read: Callable[[int], bytes], size: int) -> bytearray:
     """At most `size` bytes, in chunks, because one `read(size)` may allocate all of it at once."""
     content = bytearray()
-    while len(content) < size and (chunk := read(min(1 << 20, size - len(content)))):
+    while len(content) < size and (chunk := read(min(1 << 16, size - len(content)))):
         content += chunk
     return content
 

@@ -13,6 +13,7 @@ import tracemalloc
 import urllib.error
 import urllib.request
 import urllib.response
+import zlib
 from email.message import Message
 from http.client import BadStatusLine, IncompleteRead
 from pathlib import Path
@@ -233,12 +234,39 @@ def test_a_large_claim_in_a_small_file_allocates_little(tmp_path):
     assert peak < 4 << 20
 
 
+@pytest.fixture
+def traced():
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def inflated_size(content):
+    """Of as much of it as can be inflated."""
+    if content[:2] != b"\x1f\x8b":
+        return len(content)
+    size, rest = 0, content
+    while rest[:2] == b"\x1f\x8b":  # a gzip file may be several, one after the other
+        member = zlib.decompressobj(wbits=31)
+        try:
+            size += len(member.decompress(rest))
+        except zlib.error:
+            return size + 1032 * len(rest)  # the most that deflate can make of what is left
+        rest = member.unused_data
+    return size
+
+
 def read_or_data_error(path, content):
     path.write_bytes(content)
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
     try:
         outcome = image_data.read_idx(path)
     except DataError as error:
         outcome = str(error)
+    peak = tracemalloc.get_traced_memory()[1] - before
+    # What is in the file, a second time while it grows; two buffers of 64 KiB, and gzip's 128.
+    assert peak < 2 * inflated_size(content) + (1 << 19)
     if isinstance(outcome, str):
         assert len(outcome.splitlines()) == 1
     else:
@@ -247,7 +275,7 @@ def read_or_data_error(path, content):
 
 
 FUZZ = settings(
-    max_examples=300,
+    max_examples=50_000 if os.environ.get("AMAC_JAX_SOAK") else 300,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # one file, overwritten each time
@@ -255,6 +283,7 @@ FUZZ = settings(
 STARTS = [b"", b"\x1f\x8b", b"\x1f\x8b\x08\0" + bytes(6), b"\0\0\x08", GOOD[:4]]
 
 
+@pytest.mark.usefixtures("traced")
 @FUZZ
 @given(start=st.sampled_from(STARTS), rest=st.binary(max_size=200))
 def test_random_bytes_give_an_array_or_a_data_error(tmp_path, start, rest):
@@ -262,6 +291,7 @@ def test_random_bytes_give_an_array_or_a_data_error(tmp_path, start, rest):
     read_or_data_error(tmp_path / "file", gzip.compress(start + rest))
 
 
+@pytest.mark.usefixtures("traced")
 @FUZZ
 @given(
     content=st.sampled_from([*CONTENT.values(), *ZIPPED.values()]),

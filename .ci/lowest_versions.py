@@ -1,0 +1,13 @@
+"""Prints a pip constraint for the lowest version of every dependency that pyproject.toml admits."""
+
+import re
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
+ranges = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+for requirement in ranges:
+    if match := re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+),<[\d.]+", requirement):
+        print(f"{match[1]}=={match[2]}")
+    elif not requirement.startswith(f"{project['name']}["):
+        raise SystemExit(f"pyproject.toml: {requirement!r} has no lower and upper bound")
