@@ -89,7 +89,7 @@ def _no_update(param: Any, update: Any) -> Any:
 
 def _check_real(name: str, params: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if jnp.iscomplexobj(leaf):
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise ValueError(
                 f"{name} must have real parameters, got {leaf.dtype.name} at "
                 f"{written_path(path)!r}; optax.contrib.split_real_and_imaginary(...) around the "
