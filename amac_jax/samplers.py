@@ -115,17 +115,17 @@ def _drawn(shaped: Callable[[jax.Array], jax.Array], key: Any, count: Any, like:
     zero = jnp.minimum(count.astype(jnp.int32), 0)
     numbers = [jnp.asarray(np.array([number, 0], np.int32)) for number in range(len(leaves))]
     drawn = [
-        _drawn_leaf(shaped, leaf.shape, streams, number, zero)
+        _drawn_leaf(shaped, leaf.shape, jax.typeof(leaf).sharding, streams, number, zero)
         for leaf, number in zip(leaves, numbers, strict=True)
     ]
     return jax.tree.unflatten(structure, drawn)
 
 
-@partial(jax.jit, static_argnums=(0, 1))  # traced once for all leaves of a shape
-def _drawn_leaf(shaped, shape, streams, number, zero):
+@partial(jax.jit, static_argnums=(0, 1, 2))  # traced once for all leaves of a shape
+def _drawn_leaf(shaped, shape, sharding, streams, number, zero):
     row = jax.lax.dynamic_slice(number, (zero,), (1,))[0]
     stream = jax.lax.dynamic_slice(streams, (row, zero), (1, 2))
-    return shaped(_hash(_positions(shape), stream[0, 0], stream[0, 1]))
+    return shaped(_hash(_positions(shape, sharding), stream[0, 0], stream[0, 1]))
 
 
 def _mix(x: jax.Array) -> jax.Array:
@@ -146,11 +146,14 @@ def _absorb(stream: tuple[jax.Array, jax.Array], word: jax.Array) -> tuple[jax.A
     return first ^ (second << 7), second
 
 
-def _positions(shape: tuple[int, ...]) -> jax.Array:
-    """Each element's row-major index modulo 2^32, from iotas alone: nothing to communicate."""
+def _positions(shape: tuple[int, ...], sharding: Any = None) -> jax.Array:
+    """Each element's row-major index modulo 2^32, from iotas alone: nothing to communicate.
+
+    With explicit sharding each device counts its own part only if the iotas are typed so.
+    """
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
-        place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)
         index = place if stride == 1 else index + place * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
     return index
