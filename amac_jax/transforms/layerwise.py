@@ -206,7 +206,8 @@ def layerwise_decay(
 
 def scaled(update: jax.Array, multiplier: jax.Array) -> jax.Array:
     """m u, and 0 at m = 0, where an infinite or NaN update would give NaN."""
-    m = jnp.broadcast_to(multiplier, update.shape).astype(update.dtype)
+    sharding = jax.typeof(update).sharding
+    m = jnp.broadcast_to(multiplier, update.shape, out_sharding=sharding).astype(update.dtype)
     return jnp.where(m == 0, jnp.zeros_like(update), m * update)
 
 
