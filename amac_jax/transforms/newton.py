@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import NamedSharding, PartitionSpec
 
 from amac_jax.leaves import floats_only
 from amac_jax.objective import Objective, hessian_vector_product, scalar_objective
@@ -130,12 +131,34 @@ def _inverse(eigenvalues: jax.Array, damping: jax.Array, size: int) -> jax.Array
 
 
 def _dense(objective: Objective, params: Any, gradient: Any, inverse: Callable) -> Any:
-    flat_params, unravel = ravel_pytree(params)
+    flat_params, unravel = _vector(params)
     hessian = jax.hessian(lambda flat: objective(unravel(flat)))(flat_params)
     eigenvalues, vectors = jnp.linalg.eigh(hessian)
-    flat_gradient, unravel_gradient = ravel_pytree(gradient)
+    flat_gradient, unravel_gradient = _vector(gradient)
     along = inverse(eigenvalues, flat_params.size) * (vectors.T @ flat_gradient)
-    return unravel_gradient(vectors @ along)
+    return jax.tree.map(_sharded_as, unravel_gradient(_whole(vectors @ along)), gradient)
+
+
+def _vector(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """`ravel_pytree`, whole on every device: XLA would spread the Hessian in odd pieces."""
+    flat, unravel = ravel_pytree(jax.tree.map(_whole, tree))
+    return _whole(flat), unravel
+
+
+def _whole(leaf: jax.Array) -> jax.Array:
+    """The leaf on every device of the mesh, if there is one."""
+    mesh = jax.typeof(leaf).sharding.mesh
+    if mesh.empty:
+        return leaf
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    # The first is for a mesh's explicit axes, the second for its automatic ones.
+    leaf = jax.sharding.reshard(leaf, everywhere)
+    return jax.lax.with_sharding_constraint(leaf, everywhere)
+
+
+def _sharded_as(leaf: jax.Array, like: jax.Array) -> jax.Array:
+    sharding = jax.typeof(like).sharding
+    return leaf if sharding.mesh.empty else jax.sharding.reshard(leaf, sharding)
 
 
 class _Krylov(NamedTuple):
@@ -155,9 +178,11 @@ def _lanczos(times: Callable[[Any], Any], b: Any, iterations: jax.Array, size: i
     rounding = 10 * jnp.finfo(dtype).eps
 
     def along(basis, vector):  # (size,)
-        products = jax.tree.map(
-            lambda q, v: jnp.tensordot(q, v.astype(q.dtype), axes=v.ndim), basis, vector
-        )
+        def product(q, v):  # on every device: with explicit sharding that has to be said
+            everywhere = NamedSharding(jax.typeof(v).sharding.mesh, PartitionSpec(None))
+            return jnp.tensordot(q, v.astype(q.dtype), axes=v.ndim, out_sharding=everywhere)
+
+        products = jax.tree.map(product, basis, vector)
         return sum((p.astype(dtype) for p in jax.tree.leaves(products)), jnp.zeros(size, dtype))
 
     def unit(vector, length, usable):
@@ -178,7 +203,7 @@ def _lanczos(times: Callable[[Any], Any], b: Any, iterations: jax.Array, size: i
         projection = projection.at[i + 1, i].set(jnp.where(more, length, 0.0))
         return basis, used, projection, unit(remainder, length, more), scale
 
-    basis = jax.tree.map(lambda v: jnp.zeros((size, *v.shape), v.dtype), b)
+    basis = jax.tree.map(lambda v: jnp.broadcast_to(jnp.zeros_like(v), (size, *v.shape)), b)
     projection = jnp.zeros((size + 1, size), dtype)
     carry = basis, jnp.zeros(size, dtype), projection, unit(b, norm, norm > 0), jnp.zeros([], dtype)
     last = jax.lax.fori_loop(0, jnp.minimum(iterations, size), iterate, carry)
