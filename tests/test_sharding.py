@@ -1,0 +1,55 @@
+"""Every factory on 8 devices: state sharded as its parameters, one device's numbers, no gathers.
+
+This process has one device. `sharded.py` does the work in another, started once for all cases.
+"""
+
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from tests import sharded
+from tests.table import CASES
+
+SOAK = os.environ.get("AMAC_JAX_SOAK") == "1"
+LAYOUTS = list(sharded.LAYOUTS) if SOAK else ["mixed"]  # which shards like all others, by leaf
+
+# What has to communicate more than scalars and means, and why.
+DENSE = {"newton"}  # all its parameters, 512 at most, are one vector, with one dense Hessian
+KRYLOV = {"newton minimal residual": 20, "newton Lanczos": 20}  # one inner product a vector
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Iterator[Callable[..., sharded.Report]]:
+    log = str(tmp_path_factory.mktemp("sharding") / "stderr")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, sharded.begin, (log,)) as process:
+        yield lambda *case: process.submit(sharded.report, *case, log).result()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+@pytest.mark.parametrize("name", CASES)
+def test_8_devices_do_what_one_does(run, name, axis_type, layout):
+    report = run(name, axis_type, layout)
+
+    assert not report.misplaced
+    assert not report.unmapped
+
+    assert report.identical or report.collectives
+    assert report.params_error <= 1e-6
+    assert report.state_error <= 1e-6
+    if name != "accumulate_gradients amac":  # whose three quarters of 20 steps are 30 gradients
+        assert all(count > 0 for count in report.averaged)
+
+    if name not in DENSE:
+        assert set(report.collectives) <= {"all-reduce"}
+        allowed = {1, *report.per_output, KRYLOV.get(name, 1)}
+        assert set(report.collectives.get("all-reduce", ())) <= allowed
+        assert not report.whole
+
+    # XLA may also say that a thread has been waiting, which on a busy machine it has.
+    assert not re.findall(r"(?i).*(?:shard|spmd|rematerial|replicat).*", report.messages)
