@@ -28,6 +28,7 @@ SHAPES = {
     "embed": {"embedding": (8, 8)},
     "temperature": (),
 }
+LARGEST_LEAF = 8 * 16
 
 
 class Layout(NamedTuple):
@@ -108,9 +109,6 @@ def report(name: str, axis_type: str, layout: str, log: str) -> Report:
     if not identical and not collectives and axis_type == "Explicit":
         # XLA folds constants across what explicit types keep apart, also on one device.
         identical = same_bits((params, state), on_one_device(name, tuple(axes), layout))
-    with open(log) as file:
-        file.seek(before)
-        messages = file.read()
     return Report(
         misplaced=misplaced,
         unmapped=wrongly_mapped(tx),
@@ -121,8 +119,24 @@ def report(name: str, axis_type: str, layout: str, log: str) -> Report:
         collectives=collectives,
         per_output=per_output(shardings),
         whole=whole_leaves(text, shardings),
-        messages=messages,
+        messages=messages_since(before, log),
     )
+
+
+def reshard(log: str) -> str:
+    """What is said on standard error of a program that has to move every element."""
+    before = os.path.getsize(log)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    given, wanted = (NamedSharding(mesh, spec) for spec in (P(("x", "y")), P(None, "y", "x")))
+    double = jax.jit(lambda x: 2 * x, in_shardings=given, out_shardings=wanted)
+    double.lower(jnp.zeros((16, 16, 16))).compile()
+    return messages_since(before, log)
+
+
+def messages_since(start: int, log: str) -> str:
+    with open(log) as file:
+        file.seek(start)
+        return file.read()
 
 
 def tree(seed: int) -> Any:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -23,18 +24,18 @@ KRYLOV = {"newton minimal residual": 20, "newton Lanczos": 20}  # one inner prod
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Iterator[Callable[..., sharded.Report]]:
+def run(tmp_path_factory) -> Iterator[Callable[..., Any]]:
     log = str(tmp_path_factory.mktemp("sharding") / "stderr")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, sharded.begin, (log,)) as process:
-        yield lambda *case: process.submit(sharded.report, *case, log).result()
+        yield lambda function, *args: process.submit(function, *args, log).result()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 @pytest.mark.parametrize("name", CASES)
 def test_8_devices_do_what_one_does(run, name, axis_type, layout):
-    report = run(name, axis_type, layout)
+    report = run(sharded.report, name, axis_type, layout)
 
     assert not report.misplaced
     assert not report.unmapped
@@ -45,11 +46,23 @@ def test_8_devices_do_what_one_does(run, name, axis_type, layout):
     if name != "accumulate_gradients amac":  # whose three quarters of 20 steps are 30 gradients
         assert all(count > 0 for count in report.averaged)
 
-    if name not in DENSE:
+    if name in DENSE:  # joined once, leaf by leaf, and then as on one device
+        assert report.identical
+        assert set(report.collectives) <= {"all-gather", "collective-permute"}
+        assert max(map(max, report.collectives.values()), default=0) <= sharded.LARGEST_LEAF
+    else:
         assert set(report.collectives) <= {"all-reduce"}
         allowed = {1, *report.per_output, KRYLOV.get(name, 1)}
         assert set(report.collectives.get("all-reduce", ())) <= allowed
         assert not report.whole
 
-    # XLA may also say that a thread has been waiting, which on a busy machine it has.
-    assert not re.findall(r"(?i).*(?:shard|spmd|rematerial|replicat).*", report.messages)
+    assert not about_resharding(report.messages)
+
+
+def test_a_warning_of_xla_s_own_is_seen(run):
+    assert about_resharding(run(sharded.reshard))
+
+
+def about_resharding(messages: str) -> list[str]:
+    """XLA may also say that a thread has been waiting, which on a busy machine it has."""
+    return re.findall(r"(?i).*(?:shard|spmd|rematerial|replicat).*", messages)
