@@ -22,6 +22,10 @@ LAYOUTS = list(sharded.LAYOUTS) if SOAK else ["mixed"]  # which shards like all 
 DENSE = {"newton"}  # all its parameters, 512 at most, are one vector, with one dense Hessian
 KRYLOV = {"newton minimal residual": 20, "newton Lanczos": 20}  # one inner product a vector
 
+# Where all is replicated nothing is communicated, and yet its average differs in the last bit: of
+# three divisions by one number XLA makes a multiplication, unless it compiles for two devices.
+REWRITTEN = {"amac_reference 1", "amac_reference 2"}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Iterator[Callable[..., Any]]:
@@ -40,7 +44,7 @@ def test_8_devices_do_what_one_does(run, name, axis_type, layout):
     assert not report.misplaced
     assert not report.unmapped
 
-    assert report.identical or report.collectives
+    assert report.identical or report.collectives or name in REWRITTEN
     assert report.params_error <= 1e-6
     assert report.state_error <= 1e-6
     if name != "accumulate_gradients amac":  # whose three quarters of 20 steps are 30 gradients
