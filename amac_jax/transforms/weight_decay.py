@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import jax
@@ -74,4 +76,7 @@ def decay_weights(
         return updates, DecayWeightsState(count=next_count(state.count))
 
     decay = optax.GradientTransformationExtraArgs(init, update)
-    return floats_only(optax.masked(decay, kernel_mask if mask is None else mask))
+    rule = kernel_mask if mask is None else mask
+    # Not as a plain function: those Optimistix turns into pytrees, which `masked` takes for masks.
+    rule = partial(rule) if isinstance(rule, FunctionType) else rule
+    return floats_only(optax.masked(decay, rule))
