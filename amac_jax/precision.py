@@ -26,12 +26,25 @@ def widen(tree: Any) -> Any:
       >>> widen({"w": jnp.ones(2, jnp.bfloat16), "n": jnp.ones(2, jnp.int32)})
       {'n': Array([1, 1], dtype=int32), 'w': Array([1., 1.], dtype=float32)}
     """
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(_wide(leaf)), tree)
+
+    def wide(leaf):
+        if isinstance(leaf, jax.ShapeDtypeStruct):  # `init` may be given shapes alone
+            return leaf.update(dtype=_wide(leaf))
+        return jnp.asarray(leaf).astype(_wide(leaf))
+
+    return jax.tree.map(wide, tree)
 
 
 def wide_copy(tree: Any) -> Any:
     """`widen`, in buffers of its own, so that state and parameters can be donated together."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=_wide(leaf), copy=True), tree)
+    return jax.tree.map(lambda leaf: copy_in(_wide(leaf), leaf), tree)
+
+
+def copy_in(dtype: Any, leaf: Any) -> jax.Array:
+    """A leaf in a dtype and a buffer of its own; of a `jax.ShapeDtypeStruct` zeros."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.zeros_like(leaf, dtype=dtype)
+    return jnp.array(leaf, dtype=dtype, copy=True)
 
 
 def wide_zeros(tree: Any) -> Any:

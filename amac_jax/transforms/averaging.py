@@ -11,6 +11,7 @@ import optax
 from amac_jax.keys import typed_key
 from amac_jax.leaves import floats_only
 from amac_jax.precision import wide_dtype, write_when
+from amac_jax.precision import copy_in, wide_dtype, write_when
 from amac_jax.rounding import narrow, narrow_dtype, narrow_stochastically, rounding_key
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at
 
@@ -94,7 +95,7 @@ def average_weights(
     def init(params: optax.Params) -> AverageWeightsState:
         def accumulator(param):
             wide = jnp.promote_types(jnp.result_type(param), dtype)
-            return jnp.array(param, dtype=wide, copy=True)
+            return copy_in(wide, param)
 
         average = jax.tree.map(accumulator, params)
         return AverageWeightsState(
