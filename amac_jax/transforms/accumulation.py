@@ -98,8 +98,8 @@ def accumulate_gradients(
             new_updates, inner = inner_tx.update(mean, inner, params, **extra_args)
             return optax.tree.cast_like(new_updates, updates), inner
 
-        def wait(mean, inner):
-            return jax.tree.map(jnp.zeros_like, updates), inner
+        def wait(mean, inner):  # zeros like the operand, which has its sharding in here
+            return jax.tree.map(lambda m, u: jnp.zeros_like(m, u.dtype), mean, updates), inner
 
         if always_due:  # without `cond`, which compiles, and so rounds, otherwise than plain `tx`
             updates, inner = apply(mean, state.inner)
