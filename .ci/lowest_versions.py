@@ -5,8 +5,8 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
-ranges = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
-for requirement in ranges:
+extras = project["optional-dependencies"].values()
+for requirement in [*project["dependencies"], *(line for extra in extras for line in extra)]:
     if match := re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+),<[\d.]+", requirement):
         print(f"{match[1]}=={match[2]}")
     elif not requirement.startswith(f"{project['name']}["):

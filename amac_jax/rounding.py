@@ -95,8 +95,7 @@ def round_stochastically(values: jax.Array, words: jax.Array, dtype: Any) -> jax
     bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
     size = bits & 0x7FFFFFFF
     to_nearest = 0x7FFF + ((bits >> 16) & 1)  # and of two equally near to the even one
-    at_random = words & 0xFFFF | jnp.zeros_like(bits)  # sharded as `values`, for the select
-    dither = jnp.where(size > 0x7F7F0000, to_nearest, at_random)  # the largest bfloat16
+    dither = jnp.where(size > 0x7F7F0000, to_nearest, words & 0xFFFF)  # the largest bfloat16
     # A carry would make a NaN -0.
     rounded = jnp.where(size > 0x7F800000, bits | 0x400000, bits + dither)
     return jax.lax.bitcast_convert_type((rounded >> 16).astype(jnp.uint16), dtype)

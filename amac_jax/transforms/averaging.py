@@ -10,7 +10,6 @@ import optax
 
 from amac_jax.keys import typed_key
 from amac_jax.leaves import floats_only
-from amac_jax.precision import wide_dtype, write_when
 from amac_jax.precision import copy_in, wide_dtype, write_when
 from amac_jax.rounding import narrow, narrow_dtype, narrow_stochastically, rounding_key
 from amac_jax.schedules import Hyperparameter, check, next_count, value_at, whole_value_at

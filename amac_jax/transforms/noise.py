@@ -98,4 +98,5 @@ def inject_noise(
 
 
 def _root_mean_square(leaf: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(leaf))) / float(max(leaf.size, 1))).astype(leaf.dtype)
+    mean = jnp.sum(jnp.square(jnp.abs(leaf))) / float(max(leaf.size, 1))
+    return jnp.sqrt(mean).astype(leaf.dtype)
