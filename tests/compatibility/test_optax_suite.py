@@ -13,10 +13,12 @@ Float64Test = optax_suite.load("float64_test")
 
 
 def test_sharding():
-    """In a process of its own, for 8 devices; all of its tests run."""
+    """In a process of its own, for 8 devices; none of its tests skips itself."""
     outcomes = optax_suite.run_apart("sharding_test")
     assert len(outcomes) == sum(FILES["sharding_test"].counts.values())
-    assert {test: why for test, (kind, *why) in outcomes.items() if kind != "passed"} == {}
+    expected = (["passed"], ["skipped", optax_suite.LEFT_TO_SOAK])
+    assert {test: came for test, came in outcomes.items() if came not in expected} == {}
+    assert outcomes["test_state_sharding_type_init_match_update_amac"] == ["passed"]
 
 
 @pytest.mark.parametrize(
