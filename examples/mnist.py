@@ -3,8 +3,10 @@
     python examples/mnist.py                  # an MLP: 98.1 % in 13 seconds on 2 CPU cores
     python examples/mnist.py --model cnn      # convolutions and BatchNorm: 99.4 % in 9 minutes
     python examples/mnist.py --optimizer adamw
+    python examples/mnist.py --checkpoint-dir runs/checkpoints --resume  # begin, or go on
 
-It prints a line an epoch and writes metrics.json and training.png to --out.
+It prints a line an epoch and writes metrics.json and training.png to --out. What --resume goes on
+with ends as if it had never been stopped, to the bit.
 """
 
 import time
@@ -16,10 +18,11 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import flax
 import flax.linen as nn
@@ -33,6 +36,9 @@ from tqdm import tqdm
 
 import amac_jax
 from amac_jax.plotting import training_curves
+
+if TYPE_CHECKING:
+    from checkpoints import Checkpoints
 
 # What `--optimizer` names: a peak learning rate, and the optimizer for it and a number of steps.
 OPTIMIZERS = {
@@ -125,6 +131,29 @@ def as_input(images):
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
+def train_step(state: TrainState, images, labels, weight, dropout_key):
+    """Returns the state and the batch's loss, number of correct guesses and optimizer metrics."""
+    x = as_input(images)
+
+    def loss_of(params):
+        logits, changed = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(dropout_key, state.step)},
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        correct = jnp.sum((jnp.argmax(logits, -1) == labels) * weight)
+        return jnp.sum(losses * weight) / jnp.sum(weight), (correct, changed)
+
+    (loss, (correct, changed)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    state = state.apply_gradients(
+        grads=grads, batch_stats=changed.get("batch_stats", state.batch_stats)
+    )
+    return state, (loss, correct, amac_jax.metrics(state.opt_state))
+
+
 def train_epoch(state: TrainState, images, labels, key, *, batch_size: int):
     """One pass in random order. Returns the state, the epoch's totals and each step's metrics."""
     steps = math.ceil(len(images) / batch_size)
@@ -137,25 +166,7 @@ def train_epoch(state: TrainState, images, labels, key, *, batch_size: int):
 
     def step(state, batch):
         indices, weight = batch
-        x, y = as_input(images[indices]), labels[indices]
-
-        def loss_of(params):
-            logits, changed = state.apply_fn(
-                {"params": params, "batch_stats": state.batch_stats},
-                x,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.fold_in(dropout_key, state.step)},
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-            correct = jnp.sum((jnp.argmax(logits, -1) == y) * weight)
-            return jnp.sum(losses * weight) / jnp.sum(weight), (correct, changed)
-
-        (loss, (correct, changed)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        state = state.apply_gradients(
-            grads=grads, batch_stats=changed.get("batch_stats", state.batch_stats)
-        )
-        return state, (loss, correct, amac_jax.metrics(state.opt_state))
+        return train_step(state, images[indices], labels[indices], weight, dropout_key)
 
     state, (losses, correct, metrics) = jax.lax.scan(step, state, (order, weight))
     return state, jnp.mean(losses), 100 * jnp.sum(correct) / len(images), metrics
@@ -223,7 +234,10 @@ def initial_state(model: nn.Module, tx, key, images) -> TrainState:
     return jax.jit(create)(key)
 
 
-def train(args: argparse.Namespace, data: image_data.Images) -> "Report":
+def train(
+    args: argparse.Namespace, data: image_data.Images, checkpoints: "Checkpoints | None" = None
+) -> "Report":
+    """Trains, from where the newest of the checkpoints ends, and saves one after every epoch."""
     model = MODELS[args.model]()
     # On the device once; every batch is gathered there.
     arrays = jax.device_put(data[1:])
@@ -236,16 +250,29 @@ def train(args: argparse.Namespace, data: image_data.Images) -> "Report":
     except ValueError as error:  # a learning rate or a length outside its range
         fail(error)
     init_key, epochs_key = jax.random.split(jax.random.key(args.seed))
-    state = initial_state(model, tx, init_key, images)
+    initial = partial(initial_state, model, tx, init_key, images)
+    report = Report({**args.configuration, "learning_rate": rate, "steps": steps}, data, args.out)
+    state = None
+    if checkpoints:
+        state = report.restored(checkpoints, jax.eval_shape(initial))
+    if report.epoch == args.epochs:
+        print("the run is complete; nothing is left to train")
+        return report
+    state = initial() if state is None else jax.device_put(state)
     began = time.perf_counter()
     epoch_of = run_epoch.lower(state, *arrays, epochs_key, batch_size=args.batch_size).compile()
     timing = {
         "compile_seconds": time.perf_counter() - began,
         "first_step_seconds": time.perf_counter() - BEGAN,
     }
-    report = Report({**args.configuration, "learning_rate": rate, "steps": steps}, data, args.out)
     report.content["timing"] = timing
-    bar = tqdm(range(1, args.epochs + 1), desc=f"{args.model}, {args.optimizer}", unit="epoch")
+    bar = tqdm(
+        range(report.epoch + 1, args.epochs + 1),
+        desc=f"{args.model}, {args.optimizer}",
+        unit="epoch",
+        initial=report.epoch,
+        total=args.epochs,
+    )
     tqdm.write(
         f"first step {timing['first_step_seconds']:.1f} s after the start, "
         f"{timing['compile_seconds']:.1f} s of it compilation"
@@ -265,6 +292,8 @@ def train(args: argparse.Namespace, data: image_data.Images) -> "Report":
         report.add(row, metrics)
         if row["loss"] is None:
             fail(f"the loss of epoch {epoch} is not finite; try a lower --learning-rate")
+        if checkpoints:
+            report.save(checkpoints, state)
         tqdm.write(line(row, args.epochs))
     return report
 
@@ -279,10 +308,22 @@ def line(row: dict[str, Any], epochs: int) -> str:
     )
 
 
-class Report:
-    """What a run leaves behind; metrics.json is rewritten every epoch, so nothing is lost."""
+ABOUT = ("versions", "device", "timing")  # in a checkpoint for information
 
-    def __init__(self, configuration: dict[str, Any], data: image_data.Images, out: Path):
+
+class Report:
+    """What a run leaves behind; metrics.json is rewritten every epoch, so nothing is lost.
+
+    Without `out`, nothing is written: several processes need one report.
+    """
+
+    def __init__(
+        self,
+        configuration: dict[str, Any],
+        data: image_data.Images,
+        out: Path | None,
+        program: str = "mnist.py",
+    ):
         device = jax.devices()[0]
         self.history: list[dict[str, np.ndarray]] = []
         self.content: dict[str, Any] = {
@@ -299,19 +340,60 @@ class Report:
             "device": f"{device.platform}, {device.device_kind}",
             "epochs": [],
         }
-        self.out = out
+        self.out, self.program = out, program
+
+    @property
+    def epoch(self) -> int:
+        """The number of finished epochs."""
+        return len(self.content["epochs"])
 
     def add(self, row: dict[str, Any], metrics: dict[str, jax.Array]) -> None:
         self.content["epochs"].append(row)
         self.history.append(jax.device_get(metrics))
+        self.write()
+
+    def write(self) -> None:
+        if not self.out:
+            return
         partial_file = self.out / "metrics.json.partial"
         partial_file.write_text(json.dumps(self.content, indent=2) + "\n")
         partial_file.replace(self.out / "metrics.json")
 
-    def draw(self) -> None:
-        steps = {
+    def steps(self) -> dict[str, np.ndarray]:
+        return {
             name: np.concatenate([part[name] for part in self.history]) for name in self.history[0]
         }
+
+    def run(self) -> dict[str, Any]:
+        """What a run must share with a checkpoint that it goes on from."""
+        return {
+            "program": self.program,
+            "configuration": self.content["configuration"],
+            "dataset": self.content["dataset"],
+        }
+
+    def save(self, checkpoints: "Checkpoints", state: TrainState) -> None:
+        rows, about = self.content["epochs"], {name: self.content[name] for name in ABOUT}
+        checkpoints.save(self.epoch, state, self.steps(), rows=rows, run=self.run(), about=about)
+
+    def restored(self, checkpoints: "Checkpoints", like: TrainState) -> TrainState | None:
+        """The state after the epochs of a checkpoint, which become the report's; or None."""
+        saved = checkpoints.restore(like, run=self.run())
+        if saved is None:
+            tqdm.write(f"{checkpoints.folder}: no checkpoint yet; starting anew")
+            return None
+        tqdm.write(f"{checkpoints.folder}: going on after epoch {saved.epoch}")
+        for name in ("versions", "device"):
+            if saved.about[name] != self.content[name]:
+                print(f"not to the bit: its {name} were {saved.about[name]}", file=sys.stderr)
+        self.history = [saved.history]
+        self.content |= {"timing": saved.about["timing"], "epochs": saved.rows}
+        return saved.state
+
+    def draw(self) -> None:
+        if not self.out:
+            return
+        steps = self.steps()
         c = self.content["configuration"]
         title = (
             f"{c['optimizer']}, {c['model']}, {self.content['dataset']['name']}, seed {c['seed']}"
@@ -367,11 +449,24 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         default=Path("runs/mnist"),
         help="folder for metrics.json and training.png",
     )
+    parser.add_argument(
+        "--checkpoint-dir",
+        type=Path,
+        help="folder for a checkpoint after every epoch, with all that is needed to go on",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint that is whole, or start where there is none",
+    )
+    parser.add_argument("--keep", type=whole, default=3, help="how many checkpoints")
     args = parser.parse_args(argv)
     if args.dataset == "digits" and args.data_dir:
         parser.error("--data-dir is for --dataset mnist")
-    folders = ("data_dir", "out")
-    args.configuration = {name: v for name, v in vars(args).items() if name not in folders}
+    if args.resume and not args.checkpoint_dir:
+        parser.error("--resume needs --checkpoint-dir")
+    others = ("data_dir", "out", "checkpoint_dir", "resume", "keep")
+    args.configuration = {name: v for name, v in vars(args).items() if name not in others}
     return args
 
 
@@ -388,6 +483,23 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "amac_jax" / "compiled"))
 
 
+def train_with_checkpoints(
+    args: argparse.Namespace, data: image_data.Images, argv: list[str] | None
+) -> "Report":
+    import checkpoints  # not at the top, because Orbax takes a while to import
+
+    try:
+        with checkpoints.interruptible():
+            folder = checkpoints.Checkpoints(args.checkpoint_dir, args.keep, resume=args.resume)
+            return train(args, data, folder)
+    except checkpoints.CheckpointError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
+        command += [] if args.resume else ["--resume"]
+        sys.exit(f"interrupted; to go on: {shlex.join(command)}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     try:
@@ -398,7 +510,8 @@ def main(argv: list[str] | None = None) -> None:
     except (image_data.DataError, OSError) as error:
         fail(error)
     keep_compiled_programs()
-    report = train(args, data)
+    report = train_with_checkpoints(args, data, argv) if args.checkpoint_dir else train(args, data)
+    report.write()
     report.draw()
     seconds = sum(row["seconds"] for row in report.content["epochs"])
     print(f"trained in {seconds:.1f} s; metrics.json and training.png are in {args.out}")

@@ -1,0 +1,346 @@
+"""Checkpoints: kill -9 at any moment, damage to every file, and `mnist.py --checkpoint-dir`."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import checkpoints
+import jax
+import jax.numpy as jnp
+import mnist
+import numpy as np
+import pytest
+from checkpoints import CheckpointError, Checkpoints, Damaged, steps_in
+
+from tests.helpers import assert_same_bits
+
+SOAK = bool(os.environ.get("AMAC_JAX_SOAK"))
+RUN = {"program": "a test", "configuration": {"batch_size": 4}}
+STATE = {
+    "float32": jnp.array([[-0.0, jnp.nan, 1e-45], [jnp.inf, 1 / 3, 1.0]]),
+    "bfloat16": jnp.arange(300, dtype=jnp.bfloat16),
+    "nested": (jnp.uint8(7), {"empty": {}, "count": jnp.int32(-1)}),
+}
+
+
+def save(folder: Checkpoints, epoch: int, state=STATE, run=RUN):
+    history = {"loss": np.arange(3.0 * epoch, dtype=np.float32)}
+    rows = [{"epoch": number, "loss": number / 3} for number in range(1, epoch + 1)]
+    folder.save(epoch, state, history, rows=rows, run=run, about={})
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    writer = Checkpoints(folder, 3, resume=False)
+    save(writer, 1, jax.tree.map(lambda leaf: leaf + 1, STATE))
+    save(writer, 2)
+    return folder
+
+
+@pytest.fixture
+def folder(two_epochs, tmp_path):
+    return shutil.copytree(two_epochs, tmp_path / "copy")
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_is_restored_is_what_was_saved(folder):
+    saved = Checkpoints(folder, 3, resume=True).restore(STATE, RUN)
+    assert saved.epoch == 2
+    assert_same_bits(saved.state, STATE)
+    np.testing.assert_array_equal(saved.history["loss"], np.arange(6.0))
+    assert saved.rows == [{"epoch": 1, "loss": 1 / 3}, {"epoch": 2, "loss": 2 / 3}]
+
+
+def test_the_last_few_are_kept_and_nothing_else(tmp_path):
+    writer = Checkpoints(tmp_path, 2, resume=False)
+    for epoch in range(1, 6):
+        save(writer, epoch)
+        assert steps_in(tmp_path) == list(range(max(1, epoch - 1), epoch + 1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5"]
+
+
+def test_what_killed_saves_leave_is_no_checkpoint_and_is_removed(folder):
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "2", folder / "trash" / "2")
+    resumed = Checkpoints(folder, 3, resume=True)
+    assert resumed.restore(STATE, RUN).epoch == 2
+    save(resumed, 3)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
+
+
+def damaged(path: Path, rng: random.Random):
+    """Does one thing after the other to a file, and puts it right again each time."""
+    content = path.read_bytes()
+    path.unlink()
+    yield "removed"
+    path.write_bytes(content[: rng.randrange(len(content))])
+    yield "cut short"
+    for _ in range(20 if SOAK else 2):
+        place, bit = rng.randrange(len(content)), rng.randrange(8)
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << bit
+        path.write_bytes(flipped)
+        yield f"bit {bit} of byte {place} flipped"
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("seed", range(10 if SOAK else 1))
+def test_damage_to_any_file_is_found_or_harmless(folder, seed):
+    rng, reader = random.Random(seed), Checkpoints(folder, 3, resume=True)
+    whole = reader.read(2, STATE, RUN)
+    found = {}
+    for path in files(folder / "2"):
+        for damage in damaged(path, rng):
+            name = f"{path.relative_to(folder)}, {damage}"
+            try:
+                read = reader.read(2, STATE, RUN)
+            except Damaged as error:
+                found[name] = str(error)
+                assert "\n" not in str(error)
+            else:
+                assert_same_bits((read.state, read.history), (whole.state, whole.history))
+                assert read[3:] == whole[3:], name
+    print(f"{len(found)} found, of {sum(1 for _ in files(folder / '2'))} files")
+    for part in ("state", "history", "record"):
+        assert any(f"2/{part}/" in name for name in found)
+    assert reader.read(2, STATE, RUN).epoch == 2  # all is right again
+
+
+def test_one_that_reads_well_with_other_values_is_refused(folder, tmp_path):
+    other = Checkpoints(tmp_path / "other", 3, resume=False)
+    save(other, 2, jax.tree.map(lambda leaf: leaf + 1, STATE))
+    shutil.rmtree(folder / "2" / "state")
+    shutil.copytree(tmp_path / "other" / "2" / "state", folder / "2" / "state")
+    with pytest.raises(Damaged, match="arrays are not what was written"):
+        Checkpoints(folder, 3, resume=True).read(2, STATE, RUN)
+    path = folder / "1" / "record" / "metadata"
+    path.write_text(path.read_text().replace('"loss": 0.3', '"loss": 0.4'))
+    with pytest.raises(Damaged, match="record is not what was written"):
+        Checkpoints(folder, 3, resume=True).read(1, STATE, RUN)
+
+
+def empty(path: Path):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def foreign(path: Path):
+    shutil.rmtree(path)
+    with checkpoints.ocp.StandardCheckpointer() as writer:
+        writer.save(path, {"weights": jnp.zeros(3)})
+
+
+def without_its_marker(path: Path):
+    (path / "commit_success.txt").unlink()
+    (path / "record" / "metadata").unlink()
+
+
+def a_file(path: Path):
+    shutil.rmtree(path)
+    path.write_text("not a folder")
+
+
+@pytest.mark.parametrize("harm", [empty, foreign, without_its_marker, a_file])
+def test_the_previous_one_is_used_and_the_damaged_one_kept(folder, capsys, harm):
+    harm(folder / "2")
+    left = [path.read_bytes() for path in files(folder)]
+    for life in (1, 2):
+        resumed = Checkpoints(folder, 3, resume=True)
+        assert resumed.restore(STATE, RUN).epoch == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"{folder / '2'}: cannot be read (")
+        assert error.endswith("; going on from epoch 1 instead\n")
+        assert error.count("\n") == 1
+        assert (folder / "refused" / f"2.{life}").exists()
+        save(resumed, 2)  # the same number again
+        assert steps_in(folder) == [1, 2]
+        assert resumed.read(2, STATE, RUN).epoch == 2
+        harm(folder / "2")
+    assert {bytes(content) for content in left} <= {path.read_bytes() for path in files(folder)}
+
+
+def test_where_none_is_whole_it_says_so_and_leaves_everything(folder):
+    for path in (folder / "1", folder / "2"):
+        (path / "record" / "metadata").write_text("{")
+    before = files(folder)
+    with pytest.raises(CheckpointError) as error:
+        Checkpoints(folder, 3, resume=True).restore(STATE, RUN)
+    text = str(error.value)
+    assert "\n" not in text
+    assert str(folder / "1") in text
+    assert str(folder / "2") in text
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"configuration": {"batch_size": 8}}, "--batch-size 4, not 8"),
+        ({"configuration": {"batch_size": 4, "seed": 1}}, "--seed None, not 1"),
+        ({"configuration": {}}, "--batch-size 4, not None"),
+        ({"program": "another"}, "program a test, not another"),
+        ({"dataset": "digits"}, "dataset None, not digits"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused_by_what_differs(folder, run, message):
+    with pytest.raises(CheckpointError, match=f"^{folder}/2: is of a run with {message}$"):
+        Checkpoints(folder, 3, resume=True).restore(STATE, RUN | run)
+    assert steps_in(folder) == [1, 2]
+
+
+def test_a_state_of_another_structure_is_refused(folder):
+    reader = Checkpoints(folder, 3, resume=True)
+    for other in ({**STATE, "more": jnp.zeros(2)}, {"float32": STATE["float32"]}):
+        with pytest.raises(Damaged):
+            reader.read(2, other, RUN)
+
+
+# The program.
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """With a compilation cache of their own for all lives, which writes in no other place."""
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def command(folder: Path, *more: str, epochs: int) -> list[str]:
+    return [
+        sys.executable, mnist.__file__, "--dataset=digits", f"--epochs={epochs}",
+        f"--out={folder / 'out'}", f"--checkpoint-dir={folder / 'checkpoints'}", *more,
+    ]  # fmt: skip
+
+
+def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(arguments, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def until_an_epoch(process: subprocess.Popen) -> str:
+    """What it prints up to the line of its first epoch."""
+    lines = []
+    while not (lines and lines[-1].startswith("epoch ")):
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.stderr.read()
+    return "".join(lines)
+
+
+def announced(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"^epoch +(\d+)/", text, re.MULTILINE)]
+
+
+def without_timings(folder: Path) -> dict:
+    report = json.loads((folder / "out" / "metrics.json").read_text())
+    report.pop("timing")
+    for row in report["epochs"]:
+        row.pop("seconds")
+    return report
+
+
+class Lives:
+    """One run of mnist.py with its checkpoints, as somebody who looks at the disk sees it."""
+
+    def __init__(self, folder: Path, epochs: int):
+        self.folder, self.epochs = folder, epochs
+        self.path = folder / "checkpoints"
+        args = mnist.arguments(command(folder, epochs=epochs)[2:])
+        rate, optimizer = mnist.OPTIMIZERS["amac"]
+        steps = epochs * 23
+        tx = optimizer(rate, steps, key=0, record_metrics=True)
+        images = jnp.zeros((1, 8, 8), jnp.uint8)
+        self.like = jax.eval_shape(
+            lambda key: mnist.initial_state(mnist.MLP(), tx, key, images), jax.random.key(0)
+        )
+        self.run = {
+            "program": "mnist.py",
+            "configuration": {**args.configuration, "learning_rate": rate, "steps": steps},
+            "dataset": {"name": "digits", "train": 1437, "test": 360},
+        }
+
+    def verified(self, epoch: int) -> checkpoints.Saved:
+        return Checkpoints(self.path, 3, resume=True).read(epoch, self.like, self.run)
+
+    def newest(self) -> int:
+        """Of the checkpoints, every one of which must be whole."""
+        steps = steps_in(self.path) if self.path.exists() else []
+        for epoch in steps:
+            assert self.verified(epoch).rows[-1]["epoch"] == epoch
+        return max(steps, default=0)
+
+
+def assert_equal_to_the_bit(one: Lives, other: Lives):
+    a, b = (lives.verified(lives.epochs) for lives in (one, other))
+    for part in ("params", "opt_state", "step", "batch_stats"):
+        assert_same_bits(getattr(a.state, part), getattr(b.state, part))
+    assert_same_bits(a.history, b.history)
+    report, expected = without_timings(one.folder), without_timings(other.folder)
+    assert report == expected
+    assert [row["epoch"] for row in report["epochs"]] == list(range(1, one.epochs + 1))
+    pictures = ((lives.folder / "out" / "training.png").read_bytes() for lives in (one, other))
+    assert next(pictures) == next(pictures)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, environment):
+    epochs = 600 if SOAK else 70
+    lives = Lives(tmp_path_factory.mktemp("undisturbed"), epochs)
+    arguments = command(lives.folder, epochs=epochs)
+    subprocess.run(arguments, env=environment, check=True, capture_output=True)
+    return lives
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
+    tmp_path, environment, undisturbed
+):
+    kills, seed = (200, 1) if SOAK else (20, 0)
+    rng = random.Random(seed)
+    lives = Lives(tmp_path, undisturbed.epochs)
+    arguments = command(tmp_path, "--resume", epochs=lives.epochs)
+    newest, in_a_save, in_start_up, lost = 0, 0, 0, 0
+    for kill in range(kills):
+        process = start(arguments, environment)
+        in_training = kill % 5 != 4
+        text = until_an_epoch(process) if in_training else ""
+        # The moment: up to 4 epochs after the first, or anywhere in the start.
+        delay = rng.uniform(0, 0.5 if in_training else 4)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(delay)
+        process.kill()
+        text += process.communicate()[0]
+        assert process.returncode == -signal.SIGKILL
+        done = announced(text)
+        assert done == list(range(newest + 1, newest + 1 + len(done)))
+        before, newest = newest, lives.newest()
+        # What was announced is there, and at most one more.
+        assert newest - before - len(done) in (0, 1)
+        in_start_up += not done
+        leftovers = [path.name for path in lives.path.glob("*") if not path.name.isdecimal()]
+        in_a_save += bool(leftovers)
+        lost += bool([name for name in leftovers if "tmp" in name])
+        assert not any("refused" in name for name in leftovers)
+    print(
+        f"{kills} kills, {in_start_up} before an epoch, {in_a_save} in a save or a removal, "
+        f"{lost} unfinished saves, epoch {newest} reached"
+    )
+    assert in_a_save >= kills // 5
+    assert newest < lives.epochs
+    subprocess.run(arguments, env=environment, check=True, capture_output=True)
+    assert_equal_to_the_bit(lives, undisturbed)
+    assert sorted(path.name for path in lives.path.iterdir()) == [
+        str(epoch) for epoch in range(lives.epochs - 2, lives.epochs + 1)
+    ]
