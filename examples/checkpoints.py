@@ -7,6 +7,7 @@ and `trash`, which the next save removes, and `refused`, where damaged checkpoin
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -75,7 +76,7 @@ class Checkpoints:
         """The newest epoch that is whole, its state as NumPy arrays in the structure of `like`.
 
         None if there never was one. Damaged ones on the way to it are named on stderr and moved.
-        Raises: CheckpointError if all are damaged, or the newest is another run's; nothing is moved.
+        Raises: CheckpointError if all are damaged or one is another run's; nothing is moved then.
         """
         saved, refused = None, {}
         for epoch in reversed(steps_in(self.folder)):
@@ -88,10 +89,11 @@ class Checkpoints:
             multihost_utils.assert_equal(saved.epoch if saved else 0)
         except AssertionError as error:
             raise CheckpointError(f"{self.folder}: not the same for all processes") from error
-        if refused and not saved:
+        if saved:
+            for epoch, complaint in refused.items():
+                self._move_aside(epoch, f"{complaint}; going on from epoch {saved.epoch} instead")
+        elif refused:
             raise CheckpointError(f"no checkpoint is whole: {'; '.join(refused.values())}")
-        for epoch, complaint in refused.items():
-            self._move_aside(epoch, f"{complaint}; going on from epoch {saved.epoch} instead")
         return saved
 
     def save(
@@ -128,22 +130,14 @@ class Checkpoints:
 
         Raises: Damaged; CheckpointError if it is another run's.
         """
-        alone = ocp.options.MultiprocessingOptions(  # so that one that fails leaves none waiting
-            primary_host=jax.process_index(),
-            active_processes={jax.process_index()},
-            barrier_sync_key_prefix=f"process_{jax.process_index()}",
-        )
+        path, wrong = self.folder / str(epoch), None
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-        path = self.folder / str(epoch)
-        try:
-            with ocp.Checkpointer(
-                ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
-            ) as reader:
+        with silent_leftovers(), alone() as reader:
+            try:
                 content = reader.restore(
                     path, args=ocp.args.Composite(record=ocp.args.JsonRestore())
                 ).record
-                record = content["record"]
-                if content["sha256"] != json_digest(record):
+                if content["sha256"] != json_digest(record := content["record"]):
                     raise Damaged("its record is not what was written")
                 check_run(path, record, run)
                 arrays = reader.restore(
@@ -153,13 +147,16 @@ class Checkpoints:
                         history=ocp.args.PyTreeRestore(),
                     ),
                 )
-        except (Damaged, CheckpointError):
-            raise
-        except Exception as error:  # whatever a file that holds anything can cause
-            raise Damaged(f"cannot be read ({first_line(error)})") from error
-        if digest({"state": arrays.state, "history": arrays.history}) != record["arrays"]:
-            raise Damaged("its arrays are not what was written")
-        return Saved(epoch, arrays.state, arrays.history, record["rows"], record["about"])
+                if digest({"state": arrays.state, "history": arrays.history}) != record["arrays"]:
+                    raise Damaged("its arrays are not what was written")
+                return Saved(epoch, arrays.state, arrays.history, record["rows"], record["about"])
+            except CheckpointError:
+                raise
+            except Damaged as error:
+                wrong = str(error)
+            except Exception as error:  # whatever a file that holds anything can cause
+                wrong = f"cannot be read ({first_line(error)})"
+        raise Damaged(wrong)
 
     def _move_aside(self, epoch: int, message: str) -> None:
         if jax.process_index() == 0:
@@ -191,6 +188,30 @@ class Checkpoints:
         if jax.process_index() == 0:
             shutil.rmtree(self.folder / "trash", ignore_errors=True)
         multihost_utils.sync_global_devices("trash emptied")
+
+
+def alone() -> ocp.Checkpointer:
+    """A reader that waits for no other process, so that none waits for one that fails."""
+    process = jax.process_index()
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=process,
+            active_processes={process},
+            barrier_sync_key_prefix=f"process_{process}",
+        ),
+    )
+
+
+@contextlib.contextmanager
+def silent_leftovers() -> Iterator[None]:
+    """Coroutines that Orbax abandons when a read fails complain on stderr as they are collected."""
+    former, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = former
 
 
 def check_run(path: Path, record: dict[str, Any], run: dict[str, Any]) -> None:

@@ -186,19 +186,24 @@ def variables_of(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-@partial(jax.jit, static_argnames="batch_size", donate_argnames="state")
-def run_epoch(state: TrainState, images, labels, test_images, test_labels, key, *, batch_size: int):
-    """`train_epoch`, and the accuracy of the last and of the averaged weights: one program."""
-    state, loss, trained, metrics = train_epoch(state, images, labels, key, batch_size=batch_size)
-    tested = {"test_accuracy": variables_of(state)}
+def tested(state: TrainState, images, labels) -> dict[str, jax.Array]:
+    """The accuracy of the last and, unless BatchNorm needs new statistics, the averaged weights."""
+    weights = {"test_accuracy": variables_of(state)}
     if has_average(state) and not state.batch_stats:
         averaged = amac_jax.averaged_params(state.opt_state, state.params)
-        tested["averaged_test_accuracy"] = variables_of(state) | {"params": averaged}
-    row = {
-        name: accuracy(state.apply_fn, variables, test_images, test_labels)
-        for name, variables in tested.items()
+        weights["averaged_test_accuracy"] = variables_of(state) | {"params": averaged}
+    return {
+        name: accuracy(state.apply_fn, variables, images, labels)
+        for name, variables in weights.items()
     }
-    return state, {"loss": loss, "train_accuracy": trained, **row}, metrics
+
+
+@partial(jax.jit, static_argnames="batch_size", donate_argnames="state")
+def run_epoch(state: TrainState, images, labels, test_images, test_labels, key, *, batch_size: int):
+    """`train_epoch` and `tested`: one program."""
+    state, loss, trained, metrics = train_epoch(state, images, labels, key, batch_size=batch_size)
+    row = {"loss": loss, "train_accuracy": trained, **tested(state, test_images, test_labels)}
+    return state, row, metrics
 
 
 batch_stats_accuracy = jax.jit(accuracy, static_argnames="apply_fn")
@@ -234,6 +239,13 @@ def initial_state(model: nn.Module, tx, key, images) -> TrainState:
     return jax.jit(create)(key)
 
 
+def optimizer_of(args: argparse.Namespace, steps: int):
+    """The peak learning rate, and the optimizer."""
+    rate, optimizer = OPTIMIZERS[args.optimizer]
+    rate = rate if args.learning_rate is None else args.learning_rate
+    return rate, optimizer(rate, steps, key=args.seed, record_metrics=True)
+
+
 def train(
     args: argparse.Namespace, data: image_data.Images, checkpoints: "Checkpoints | None" = None
 ) -> "Report":
@@ -243,10 +255,8 @@ def train(
     arrays = jax.device_put(data[1:])
     images, _, test_images, test_labels = arrays
     steps = args.epochs * math.ceil(len(images) / args.batch_size)
-    rate, optimizer = OPTIMIZERS[args.optimizer]
-    rate = rate if args.learning_rate is None else args.learning_rate
     try:
-        tx = optimizer(rate, steps, key=args.seed, record_metrics=True)
+        rate, tx = optimizer_of(args, steps)
     except ValueError as error:  # a learning rate or a length outside its range
         fail(error)
     init_key, epochs_key = jax.random.split(jax.random.key(args.seed))
@@ -352,6 +362,10 @@ class Report:
         self.history.append(jax.device_get(metrics))
         self.write()
 
+    def tell(self, text: str) -> None:
+        if self.out:
+            print(text, flush=True)
+
     def write(self) -> None:
         if not self.out:
             return
@@ -380,12 +394,12 @@ class Report:
         """The state after the epochs of a checkpoint, which become the report's; or None."""
         saved = checkpoints.restore(like, run=self.run())
         if saved is None:
-            tqdm.write(f"{checkpoints.folder}: no checkpoint yet; starting anew")
+            self.tell(f"{checkpoints.folder}: no checkpoint yet; starting anew")
             return None
-        tqdm.write(f"{checkpoints.folder}: going on after epoch {saved.epoch}")
+        self.tell(f"{checkpoints.folder}: going on after epoch {saved.epoch}")
         for name in ("versions", "device"):
             if saved.about[name] != self.content[name]:
-                print(f"not to the bit: its {name} were {saved.about[name]}", file=sys.stderr)
+                self.tell(f"nearly, not to the bit: until then {name} were {saved.about[name]}")
         self.history = [saved.history]
         self.content |= {"timing": saved.about["timing"], "epochs": saved.rows}
         return saved.state
@@ -409,9 +423,9 @@ def whole(text: str) -> int:
     return value
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
+def argument_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train a small network on MNIST; see the top of this file for examples.",
+        description=f"{description}; see the top of this file for examples.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="amac", help="what trains it")
@@ -460,14 +474,25 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="go on from the newest checkpoint that is whole, or start where there is none",
     )
     parser.add_argument("--keep", type=whole, default=3, help="how many checkpoints")
+    return parser
+
+
+def checked(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; `configuration` are those on which the result depends."""
     args = parser.parse_args(argv)
     if args.dataset == "digits" and args.data_dir:
         parser.error("--data-dir is for --dataset mnist")
     if args.resume and not args.checkpoint_dir:
         parser.error("--resume needs --checkpoint-dir")
-    others = ("data_dir", "out", "checkpoint_dir", "resume", "keep")
-    args.configuration = {name: v for name, v in vars(args).items() if name not in others}
+    names = ("optimizer", "model", "dataset", "epochs", "batch_size")
+    names += ("learning_rate", "seed", "held_out")
+    args.configuration = {name: getattr(args, name) for name in names}
     return args
+
+
+def data_of(args: argparse.Namespace) -> image_data.Images:
+    data = image_data.load(args.dataset, args.data_dir)
+    return image_data.hold_out(data, args.held_out) if args.held_out else data
 
 
 def fail(error: Exception | str) -> NoReturn:
@@ -501,11 +526,9 @@ def train_with_checkpoints(
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments(argv)
+    args = checked(argument_parser("Train a small network on MNIST"), argv)
     try:
-        data = image_data.load(args.dataset, args.data_dir)
-        if args.held_out:
-            data = image_data.hold_out(data, args.held_out)
+        data = data_of(args)
         args.out.mkdir(parents=True, exist_ok=True)
     except (image_data.DataError, OSError) as error:
         fail(error)
