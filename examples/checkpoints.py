@@ -139,6 +139,8 @@ class Checkpoints:
                 ).record
                 if content["sha256"] != json_digest(record := content["record"]):
                     raise Damaged("its record is not what was written")
+                if record["epoch"] != epoch:
+                    raise Damaged(f"is of epoch {record['epoch']}")
                 check_run(path, record, run)
                 arrays = reader.restore(
                     path,

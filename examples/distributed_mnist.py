@@ -133,7 +133,7 @@ def train(
 
 
 def join(args: argparse.Namespace) -> None:
-    """The other processes; alone if there are none, neither in the options nor in the environment."""
+    """The other processes, if options or environment tell of any."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if args.processes == 1:
         return
@@ -213,10 +213,11 @@ def spawn(count: int, argv: list[str]) -> None:
 
 
 def fail(error: Exception | str) -> NoReturn:
-    """At once: an orderly exit would wait for the other processes."""
+    if not jax.distributed.is_initialized():
+        sys.exit(f"{NAME}: error: {error}")
     print(f"{NAME}: error: {error}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(1)  # an orderly exit would wait for the other processes
 
 
 def address(text: str) -> str:
@@ -253,7 +254,8 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     given = sys.argv[1:] if argv is None else argv
     if args.spawn:
-        return spawn(args.spawn, given)
+        spawn(args.spawn, given)
+        return
     try:
         data = mnist.data_of(args)
         args.out.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,12 @@ def save(folder: Checkpoints, epoch: int, state=STATE, run=RUN):
     folder.save(epoch, state, history, rows=rows, run=run, about={})
 
 
+def restored(folder: Checkpoints) -> checkpoints.Saved:
+    saved = folder.restore(STATE, RUN)
+    assert saved
+    return saved
+
+
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
@@ -54,7 +61,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_what_is_restored_is_what_was_saved(folder):
-    saved = Checkpoints(folder, 3, resume=True).restore(STATE, RUN)
+    saved = restored(Checkpoints(folder, 3, resume=True))
     assert saved.epoch == 2
     assert_same_bits(saved.state, STATE)
     np.testing.assert_array_equal(saved.history["loss"], np.arange(6.0))
@@ -69,11 +76,21 @@ def test_the_last_few_are_kept_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5"]
 
 
+def test_the_displaced_one_is_moved_away_at_once_and_deleted_elsewhere(tmp_path, monkeypatch):
+    writer = Checkpoints(tmp_path, 1, resume=False)
+    save(writer, 1)
+    before = [path.read_bytes() for path in files(tmp_path / "1")]
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)  # killed before it
+    save(writer, 2)
+    assert steps_in(tmp_path) == [2]
+    assert [path.read_bytes() for path in files(tmp_path / "trash" / "1")] == before
+
+
 def test_what_killed_saves_leave_is_no_checkpoint_and_is_removed(folder):
     shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
     shutil.copytree(folder / "2", folder / "trash" / "2")
     resumed = Checkpoints(folder, 3, resume=True)
-    assert resumed.restore(STATE, RUN).epoch == 2
+    assert restored(resumed).epoch == 2
     save(resumed, 3)
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
 
@@ -123,6 +140,10 @@ def test_one_that_reads_well_with_other_values_is_refused(folder, tmp_path):
     shutil.copytree(tmp_path / "other" / "2" / "state", folder / "2" / "state")
     with pytest.raises(Damaged, match="arrays are not what was written"):
         Checkpoints(folder, 3, resume=True).read(2, STATE, RUN)
+    (folder / "1").rename(folder / "3")
+    with pytest.raises(Damaged, match="is of epoch 1"):
+        Checkpoints(folder, 3, resume=True).read(3, STATE, RUN)
+    (folder / "3").rename(folder / "1")
     path = folder / "1" / "record" / "metadata"
     path.write_text(path.read_text().replace('"loss": 0.3', '"loss": 0.4'))
     with pytest.raises(Damaged, match="record is not what was written"):
@@ -156,7 +177,7 @@ def test_the_previous_one_is_used_and_the_damaged_one_kept(folder, capsys, harm)
     left = [path.read_bytes() for path in files(folder)]
     for life in (1, 2):
         resumed = Checkpoints(folder, 3, resume=True)
-        assert resumed.restore(STATE, RUN).epoch == 1
+        assert restored(resumed).epoch == 1
         error = capsys.readouterr().err
         assert error.startswith(f"{folder / '2'}: cannot be read (")
         assert error.endswith("; going on from epoch 1 instead\n")
@@ -234,6 +255,8 @@ def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen
 def until_an_epoch(process: subprocess.Popen) -> str:
     """What it prints up to the line of its first epoch."""
     lines = []
+    assert process.stdout
+    assert process.stderr
     while not (lines and lines[-1].startswith("epoch ")):
         lines.append(process.stdout.readline())
         assert lines[-1], process.stderr.read()
@@ -330,9 +353,10 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
         assert newest - before - len(done) in (0, 1)
         in_start_up += not done
         leftovers = [path.name for path in lives.path.glob("*") if not path.name.isdecimal()]
-        in_a_save += bool(leftovers)
-        lost += bool([name for name in leftovers if "tmp" in name])
-        assert not any("refused" in name for name in leftovers)
+        assert "refused" not in leftovers
+        if done:  # a life without a save has left what an earlier one had left
+            in_a_save += bool(leftovers)
+            lost += any("tmp" in name for name in leftovers)
     print(
         f"{kills} kills, {in_start_up} before an epoch, {in_a_save} in a save or a removal, "
         f"{lost} unfinished saves, epoch {newest} reached"
@@ -344,3 +368,31 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
     assert sorted(path.name for path in lives.path.iterdir()) == [
         str(epoch) for epoch in range(lives.epochs - 2, lives.epochs + 1)
     ]
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, environment, undisturbed):
+    lives = Lives(tmp_path, undisturbed.epochs)
+    arguments = command(tmp_path, epochs=lives.epochs)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = start(arguments, environment)
+        text = until_an_epoch(process)
+        process.send_signal(number)
+        out, error = process.communicate()
+        assert process.returncode == 1
+        assert "Traceback" not in error
+        message = error.splitlines()[-1]
+        assert message.startswith("interrupted; to go on: ")
+        assert lives.newest() - max(announced(text + out)) in (0, 1)
+        assert all(path.name.isdecimal() for path in lives.path.iterdir())  # no save was cut off
+        arguments = shlex.split(message.removeprefix("interrupted; to go on: "))
+    subprocess.run(arguments, env=environment, check=True, capture_output=True)
+    assert_equal_to_the_bit(lives, undisturbed)
+
+
+def test_a_save_that_fails_is_one_line(tmp_path):
+    writer = Checkpoints(tmp_path / "folder", 3, resume=False)
+    save(writer, 1)
+    shutil.rmtree(tmp_path / "folder")
+    (tmp_path / "folder").write_text("")
+    with pytest.raises(CheckpointError, match=r"^\S+/folder/2: cannot be written \(.*\)$"):
+        save(writer, 2)

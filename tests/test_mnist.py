@@ -156,3 +156,53 @@ def test_without_a_network_it_says_so_and_trains_on_the_digits(tmp_path):
     assert len([line for line in done.stderr.splitlines() if "digits instead" in line]) == 1
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert report["dataset"]["name"] == "digits"
+
+
+def test_without_checkpoints_orbax_is_not_imported():
+    code = "import sys, mnist; sys.exit('orbax.checkpoint' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(mnist.__file__).parent)
+
+
+def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+
+    def again(*arguments):
+        return run(
+            tmp_path, "--optimizer=adam", f"--checkpoint-dir={folder}", "--keep=2", *arguments
+        )
+
+    report = again("--epochs=3", "--resume")
+    assert "no checkpoint yet; starting anew" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    for arguments, message in (
+        (["--epochs=3"], "has checkpoints; add --resume or name another folder"),
+        (["--epochs=4", "--resume"], f"{folder}/3: is of a run with --epochs 3, not 4"),
+        (["--epochs=3", "--resume", "--seed=1"], "--seed 0, not 1"),
+        (["--epochs=3", "--resume", "--learning-rate=0.5"], "--learning-rate 0.001, not 0.5"),
+        (["--epochs=3", "--resume", "--held-out=437"], "--held-out 0, not 437"),
+    ):
+        with pytest.raises(SystemExit) as exit_info:
+            again(*arguments)
+        text = str(exit_info.value.code)
+        assert text.startswith("mnist.py: error: ")
+        assert message in text
+        assert "\n" not in text
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / "training.png").unlink()
+    assert again("--epochs=3", "--resume") == report
+    assert "the run is complete" in capsys.readouterr().out
+
+
+def test_a_checkpoint_folder_that_cannot_be_written_ends_the_run_before_it_begins(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="file/below: cannot be written") as exit_info:
+        run(tmp_path, f"--checkpoint-dir={tmp_path}/file/below")
+    assert "\n" not in str(exit_info.value.code)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_resume_needs_a_folder(capsys):
+    with pytest.raises(SystemExit):
+        mnist.main(["--resume"])
+    assert "--resume needs --checkpoint-dir" in capsys.readouterr().err
