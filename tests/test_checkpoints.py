@@ -87,7 +87,7 @@ def test_the_displaced_one_is_moved_away_at_once_and_deleted_elsewhere(tmp_path,
 
 
 def test_what_killed_saves_leave_is_no_checkpoint_and_is_removed(folder):
-    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "2", folder / "7.orbax-checkpoint-tmp")
     shutil.copytree(folder / "2", folder / "trash" / "2")
     resumed = Checkpoints(folder, 3, resume=True)
     assert restored(resumed).epoch == 2
@@ -387,6 +387,22 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, environment, undisturbed
         arguments = shlex.split(message.removeprefix("interrupted; to go on: "))
     subprocess.run(arguments, env=environment, check=True, capture_output=True)
     assert_equal_to_the_bit(lives, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_save_waits_until_it_is_done(tmp_path, monkeypatch, number):
+    manager = checkpoints.ocp.CheckpointManager
+    saves = manager.save
+
+    def disturbed(*args, **kwargs):
+        signal.raise_signal(number)
+        return saves(*args, **kwargs)
+
+    monkeypatch.setattr(manager, "save", disturbed)
+    writer = Checkpoints(tmp_path, 3, resume=False)
+    with checkpoints.interruptible(), pytest.raises(KeyboardInterrupt):
+        save(writer, 1)
+    assert writer.read(1, STATE, RUN).epoch == 1
 
 
 def test_a_save_that_fails_is_one_line(tmp_path):
