@@ -399,7 +399,7 @@ class Report:
         self.tell(f"{checkpoints.folder}: going on after epoch {saved.epoch}")
         for name in ("versions", "device"):
             if saved.about[name] != self.content[name]:
-                self.tell(f"nearly, not to the bit: until then {name} were {saved.about[name]}")
+                self.tell(f"not quite to the bit: the {name} changed from {saved.about[name]}")
         self.history = [saved.history]
         self.content |= {"timing": saved.about["timing"], "epochs": saved.rows}
         return saved.state
