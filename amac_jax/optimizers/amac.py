@@ -68,7 +68,8 @@ def amac(
       A transformation, as `compose` returns it.
 
     Raises:
-      ValueError: for an argument outside its range, or total_steps <= warmup_steps.
+      ValueError: for an argument outside its range, or total_steps <= warmup_steps; from `init`,
+        for complex parameters, unless `noise` and `clip_value` are None.
 
     For what differs from the published optimizer see `amac_reference`.
 

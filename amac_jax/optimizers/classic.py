@@ -569,7 +569,7 @@ def lion(
       A transformation, as `compose` returns it; the core is `optax.scale_by_lion`.
 
     Raises:
-      ValueError: for an argument outside its range.
+      ValueError: for an argument outside its range; from `init`, for complex parameters.
 
     `optax.lion` decays every leaf, which is `decay_mask=True` here, with lambda = 1e-3.
 
@@ -627,7 +627,7 @@ def sophia(
 
     Raises:
       ValueError: for an argument outside its range; for `update` without `params`, without
-        `value_fn`, or with one that does not return a scalar.
+        `value_fn`, or with one that does not return a scalar; from `init`, for complex parameters.
 
     `optax.contrib.sophia` corrects m's bias, uses the diagonal one step late, decays every leaf,
     and calls the objective `obj_fn`.
@@ -683,7 +683,7 @@ def newton(
 
     Raises:
       ValueError: for an argument outside its range; for `update` without `params`, without
-        `value_fn`, or with one that does not return a scalar.
+        `value_fn`, or with one that does not return a scalar; from `init`, for complex parameters.
 
     Optax has no Newton step. Each costs as much as n gradients of n parameters, or 2
     `max_iterations`; the full step may overshoot far from a minimum: damp it, lower the learning

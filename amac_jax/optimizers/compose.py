@@ -94,17 +94,19 @@ def compose(
         rounded stochastically: AMaC's state is then 10 bytes a parameter. Off: None or
         "float32". See `keep_state_in`.
       skip_nonfinite: whether a step with a NaN or infinite gradient changes nothing but a
-        counter (`optax.apply_if_finite`, without its limit).
+        counter (`optax.apply_if_finite`, without its limit). Without it what is wrong stays in
+        its leaf, except where a core reads them all.
       record_metrics: whether to record scalars for `amac_jax.metrics`.
 
     Returns:
-      A transformation whose updates have the shapes and dtypes of the gradients. State: the
-      tuple of the stages' states, inside `RecordState` and `optax.ApplyIfFiniteState` where
-      those are asked for.
+      A transformation whose updates have the shapes and dtypes of the gradients; those of
+      integers and bools among the parameters are 0, those of keys as they came. State: the tuple
+      of the stages' states, inside `RecordState` and `optax.ApplyIfFiniteState` where those are
+      asked for.
 
     Raises:
       ValueError: for a hyperparameter outside its range, or another `state_dtype`, with its
-        name and value.
+        name and value; from `init`, for complex parameters with `noise` or `clip_value`.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -44,7 +44,7 @@ def clip_by_value(limit: Hyperparameter) -> optax.GradientTransformationExtraArg
       A transformation whose updates have the shapes and dtypes it is given. State: `ClipState`.
 
     Raises:
-      ValueError: for a limit <= 0 or NaN.
+      ValueError: for a limit <= 0 or NaN; from `init`, for complex parameters.
 
     `optax.clip` is the same for a constant limit; this one may also be scheduled.
 

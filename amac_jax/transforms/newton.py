@@ -68,7 +68,9 @@ def scale_by_newton(
 
     Raises:
       ValueError: for an argument outside its range; for `update` without `params`, without
-        `value_fn`, or with one that does not return a scalar.
+        `value_fn`, or with one that does not return a scalar; from `init`, for complex parameters.
+
+    A NaN or infinity in one leaf of the gradient is in all updates: it is one system of equations.
 
     Optax has no Newton step; `optax.lbfgs` approximates one from past gradients. Do not use it
     with minibatches much smaller than the number of parameters, whose Hessian is mostly noise,

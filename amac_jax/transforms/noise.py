@@ -54,7 +54,8 @@ def inject_noise(
       State: `InjectNoiseState`.
 
     Raises:
-      ValueError: for a negative or NaN scale, or an unknown sampler.
+      ValueError: for a negative or NaN scale, or an unknown sampler; from `init`, for complex
+        parameters.
 
     `optax.add_noise` draws from threefry at several times the cost of a step, has one annealing
     built in, and refuses extra args.

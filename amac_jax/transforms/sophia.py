@@ -60,7 +60,7 @@ def scale_by_sophia(
 
     Raises:
       ValueError: for an argument outside its range; for `update` without `params`, without
-        `value_fn`, or with one that does not return a scalar.
+        `value_fn`, or with one that does not return a scalar; from `init`, for complex parameters.
 
     `optax.contrib.sophia` corrects the momentum's bias, estimates the diagonal after the update
     that should use it, so that its first steps are signs, and names the objective `obj_fn`.
