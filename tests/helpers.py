@@ -1,5 +1,6 @@
 """What several test files need: random trees, a training loop, comparisons of trees."""
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -7,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+# More seeds, kills, layouts and examples: hours, for the table in tests/README.md.
+SOAK = os.environ.get("AMAC_JAX_SOAK") == "1"
 
 
 def normals(seed: int, like: Any, steps: int = 1) -> Iterator[Any]:

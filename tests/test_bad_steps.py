@@ -1,7 +1,6 @@
 """Gradients that are NaN, infinite, overflowed or all zero, at random steps, into every factory."""
 
 import functools
-import os
 from typing import Any
 
 import jax
@@ -12,10 +11,10 @@ import pytest
 
 import amac_jax
 from amac_jax.transforms.skipping import skip_nonfinite
-from tests.helpers import assert_same_bits, mixed_tree
+from tests.helpers import SOAK, assert_same_bits, mixed_tree
 from tests.table import CASES
 
-SEEDS = range(20 if os.environ.get("AMAC_JAX_SOAK") else 1)
+SEEDS = range(20 if SOAK else 1)
 every_case = pytest.mark.parametrize("name", CASES)
 
 LEAVES = ["dense/kernel", "dense/bias", "embed/embedding", "temperature"]

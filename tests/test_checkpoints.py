@@ -19,9 +19,13 @@ import numpy as np
 import pytest
 from checkpoints import CheckpointError, Checkpoints, Damaged, steps_in
 
-from tests.helpers import assert_same_bits
+from tests.helpers import SOAK, assert_same_bits
 
-SOAK = bool(os.environ.get("AMAC_JAX_SOAK"))
+# Of a read that fails, TensorStore's threads may still report to Orbax's loop when it has closed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
+)
+
 RUN = {"program": "a test", "configuration": {"batch_size": 4}}
 STATE = {
     "float32": jnp.array([[-0.0, jnp.nan, 1e-45], [jnp.inf, 1 / 3, 1.0]]),

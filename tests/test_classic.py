@@ -440,6 +440,7 @@ def test_every_hyperparameter_may_be_a_schedule(name):
     }
     constant = history(factory(0.01, **values), params, gradients)
     assert difference(history(factory(0.01, **schedules), params, gradients), constant) < 1e-6
+    reference = history(factory(0.01, **values), params, gradients * 2)
     for argument, value in values.items():
         changing = {**values, argument: lambda count, v=value: jnp.where(count < 2, v, 0.7 * v)}
         if argument == "threshold":
@@ -447,7 +448,6 @@ def test_every_hyperparameter_may_be_a_schedule(name):
         if argument == "update_interval":
             changing[argument] = lambda count: jnp.where(count < 2, 2, 3)
         changed = history(factory(0.01, **changing), params, gradients * 2)
-        reference = history(factory(0.01, **values), params, gradients * 2)
         assert_close(changed[1], reference[1])
         assert difference(changed, reference) > 1e-6, argument
 

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from checkpoints import steps_in
 
+from tests.helpers import SOAK
+
 # Sums of float32 in another order: in 4 epochs (92 steps) the losses of one process and of two have
 # differed by 9e-8 and 1.8e-7 of themselves. Another order of the batches changes them by 1e-2.
 TOLERANCE = 1e-5
@@ -100,29 +102,65 @@ def until_epoch(number: int, process: subprocess.Popen) -> list[str]:
 
 
 def test_when_one_is_killed_the_other_ends_and_says_so(tmp_path, environment):
+    first, error = without_the_second(signal.SIGKILL, tmp_path, environment)
+    assert max(steps_in(tmp_path / "checkpoints")) >= 2
+    if first.returncode == 1:  # in training: the connection of their sums is gone
+        last = error.splitlines()[-1]
+        assert last.startswith("distributed_mnist.py: error: another process is gone (")
+        assert "; to go on: " in last
+        assert "--resume" in last
+    else:  # in a save, where one waits for the other's heartbeat
+        assert_ended_by_jax(first, error)
+
+
+@pytest.mark.skipif(not SOAK, reason="only with AMAC_JAX_SOAK=1")
+def test_when_one_hangs_the_other_ends_and_says_so_and_one_goes_on(tmp_path, environment):
+    first, error = without_the_second(signal.SIGSTOP, tmp_path, environment)
+    assert_ended_by_jax(first, error)
+    newest = max(steps_in(tmp_path / "checkpoints"))
+    alone = subprocess.Popen(
+        command(tmp_path, "--processes=1", "--resume", "--timeout=10", epochs=500),
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    lines = until_epoch(newest + 1, alone)
+    alone.kill()
+    alone.communicate()
+    assert f"going on after epoch {newest}\n" in "".join(lines)
+
+
+def without_the_second(
+    gone_by: signal.Signals, folder: Path, environment
+) -> tuple[subprocess.Popen, str]:
+    """The first of two processes, and its stderr, ended by the end or halt of the second."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     pipe = subprocess.PIPE
     first, second = (
         subprocess.Popen(
-            command(tmp_path, f"--coordinator={address}", "--processes=2", f"--process={number}",
-                    epochs=500),
+            command(folder, f"--coordinator={address}", "--processes=2", f"--process={number}",
+                    "--timeout=10", epochs=500),
             env=environment, stdout=pipe, stderr=pipe, text=True,
         )
         for number in (0, 1)
     )  # fmt: skip
-    until_epoch(2, first)
-    second.kill()
-    began = time.perf_counter()
-    _, error = first.communicate(timeout=60)
-    print(f"the survivor ended after {time.perf_counter() - began:.1f} s")
-    second.communicate()
-    assert first.returncode == 1
-    last = error.splitlines()[-1]
-    assert last.startswith("distributed_mnist.py: error: another process is gone (")
-    assert "; to go on: " in last
-    assert "--resume" in last
+    try:
+        until_epoch(2, first)
+        second.send_signal(gone_by)
+        began = time.perf_counter()
+        _, error = first.communicate(timeout=60)
+        print(f"the survivor ended after {time.perf_counter() - began:.1f} s")
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    return first, error
+
+
+def assert_ended_by_jax(process: subprocess.Popen, error: str) -> None:
+    """It cannot be caught; it names the process that is gone."""
+    assert process.returncode == -signal.SIGABRT
+    assert "The following tasks are unhealthy (stopped sending heartbeats):\n1\n" in error
 
 
 def test_when_the_first_is_killed_its_parent_ends_the_rest_and_one_process_goes_on(

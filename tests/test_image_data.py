@@ -23,6 +23,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import SOAK
+
 _SPEC = importlib.util.spec_from_file_location(
     "image_data", Path(__file__).parents[1] / "examples" / "image_data.py"
 )
@@ -275,7 +277,7 @@ def read_or_data_error(path, content):
 
 
 FUZZ = settings(
-    max_examples=50_000 if os.environ.get("AMAC_JAX_SOAK") else 300,
+    max_examples=50_000 if SOAK else 300,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # one file, overwritten each time

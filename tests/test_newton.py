@@ -25,12 +25,13 @@ def symmetric(seed: int, eigenvalues: np.ndarray) -> np.ndarray:
     return vectors * eigenvalues @ vectors.T
 
 
-def direction(hessian, gradient, **arguments):
+def unjitted_direction(hessian, gradient, **arguments):
     tx = scale_by_newton(**arguments)
-    params = jnp.ones(len(gradient))
-    return tx.update(
-        jnp.asarray(gradient), tx.init(params), params, value_fn=quadratic(jnp.asarray(hessian))
-    )[0]
+    params, hessian = jnp.ones(len(gradient)), jnp.asarray(hessian)
+    return tx.update(jnp.asarray(gradient), tx.init(params), params, value_fn=quadratic(hessian))[0]
+
+
+direction = jax.jit(unjitted_direction, static_argnames=("saddle_free", "matrix_free"))
 
 
 GRADIENT = np.random.default_rng(7).normal(size=8)
@@ -178,15 +179,17 @@ def test_gradients_of_any_size(matrix_free, size):
 def test_max_iterations_is_the_size_of_the_space():
     """One vector is the gradient: the multiple of it whose residual is least."""
     h_g = POSITIVE @ GRADIENT
-    one = direction(POSITIVE, GRADIENT, matrix_free=True, max_iterations=1)
+    one = unjitted_direction(POSITIVE, GRADIENT, matrix_free=True, max_iterations=1)
     np.testing.assert_allclose(one, GRADIENT * (h_g @ GRADIENT) / (h_g @ h_g), rtol=1e-5)
-    one = direction(POSITIVE, GRADIENT, matrix_free=True, max_iterations=1, saddle_free=True)
+    one = unjitted_direction(
+        POSITIVE, GRADIENT, matrix_free=True, max_iterations=1, saddle_free=True
+    )
     curvature = GRADIENT @ h_g / (GRADIENT @ GRADIENT)
     np.testing.assert_allclose(one, GRADIENT / curvature, rtol=1e-5)
     residuals = [
         np.linalg.norm(POSITIVE @ np.asarray(step) - GRADIENT)
         for step in (
-            direction(POSITIVE, GRADIENT, matrix_free=True, max_iterations=size)
+            unjitted_direction(POSITIVE, GRADIENT, matrix_free=True, max_iterations=size)
             for size in (1, 2, jnp.array(3), 5, lambda count: 7)
         )
     ]

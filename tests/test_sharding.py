@@ -4,7 +4,6 @@ This process has one device. `sharded.py` does the work in another, started once
 """
 
 import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -13,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests import sharded
+from tests.helpers import SOAK
 from tests.table import CASES
 
-SOAK = os.environ.get("AMAC_JAX_SOAK") == "1"
 LAYOUTS = list(sharded.LAYOUTS) if SOAK else ["mixed"]  # which shards like all others, by leaf
 
 # What has to communicate more than scalars and means, and why.

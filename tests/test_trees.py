@@ -1,7 +1,6 @@
 """Every precision and every tree, in every factory: supported, left alone or refused by name."""
 
 import functools
-import os
 import re
 from typing import Any
 
@@ -14,10 +13,9 @@ import optax
 import pytest
 
 import amac_jax
-from tests.helpers import assert_same_bits, mixed_tree
+from tests.helpers import SOAK, assert_same_bits, mixed_tree
 from tests.table import CASES
 
-SOAK = bool(os.environ.get("AMAC_JAX_SOAK"))
 every_case = pytest.mark.parametrize("name", CASES)
 
 # Who refuses complex parameters: what adds noise, clips by value, takes signs or solves systems.

@@ -288,7 +288,7 @@ FILES = {
             "have state_dtype (tests/test_low_precision.py)",
         },
         # The Rosenbrock function is the harder target, float16 the harder dtype.
-        soak=r"parabola-complex64|test_state_shape.*(?<!-float16)]|test_(gradient|preserve).*-float32"
+        soak=r"parabola|test_state_shape.*(?<!-float16)]|test_(gradient|preserve).*-float32"
         rf"|test_gradient\w*\[({OPTAX_CORES})",
     ),
     "_common_test": Shipped(
