@@ -32,6 +32,7 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> optax.GradientTransforma
 
     def update(updates, state, params=None, **extra_args):
         updates, state = tx.update(updates, state, params, **extra_args)
+        assert isinstance(state, optax.ApplyIfFiniteState)
 
         def or_nothing(update):
             return jnp.where(state.last_finite, update, -jnp.zeros_like(update))
