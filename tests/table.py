@@ -239,6 +239,10 @@ CASES = {
     ),
 }
 
+ONE_OF_EACH_FACTORY = sorted(
+    {case.factory: name for name, case in reversed(CASES.items())}.values()
+)
+
 # Each technique of `compose`: the keywords that put it in, and the value at which it is off.
 OFF = {
     "clip_norm": {"clip_norm": jnp.inf},

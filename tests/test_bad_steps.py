@@ -12,10 +12,11 @@ import pytest
 import amac_jax
 from amac_jax.transforms.skipping import skip_nonfinite
 from tests.helpers import SOAK, assert_same_bits, mixed_tree
-from tests.table import CASES
+from tests.table import CASES, ONE_OF_EACH_FACTORY
 
 SEEDS = range(20 if SOAK else 1)
 every_case = pytest.mark.parametrize("name", CASES)
+every_factory = pytest.mark.parametrize("name", CASES if SOAK else ONE_OF_EACH_FACTORY)
 
 LEAVES = ["dense/kernel", "dense/bias", "embed/embedding", "temperature"]
 OVERFLOWED = jnp.float16(300) * jnp.float16(300)
@@ -177,7 +178,7 @@ def bfloat16(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree)
 
 
-@every_case
+@every_factory
 def test_inject_hyperparams_with_bfloat16_parameters_is_the_plain_one(name):
     case = CASES[name]
     inject = optax.inject_hyperparams(case.factory, hyperparam_dtype=jnp.float32)

@@ -106,7 +106,7 @@ def damaged(path: Path, rng: random.Random):
     yield "removed"
     path.write_bytes(content[: rng.randrange(len(content))])
     yield "cut short"
-    for _ in range(20 if SOAK else 2):
+    for _ in range(20 if SOAK else 1):
         place, bit = rng.randrange(len(content)), rng.randrange(8)
         flipped = bytearray(content)
         flipped[place] ^= 1 << bit

@@ -14,9 +14,10 @@ import pytest
 
 import amac_jax
 from tests.helpers import SOAK, assert_same_bits, mixed_tree
-from tests.table import CASES
+from tests.table import CASES, ONE_OF_EACH_FACTORY
 
 every_case = pytest.mark.parametrize("name", CASES)
+every_factory = pytest.mark.parametrize("name", CASES if SOAK else ONE_OF_EACH_FACTORY)
 
 # Who refuses complex parameters: what adds noise, clips by value, takes signs or solves systems.
 REFUSES = {
@@ -110,7 +111,7 @@ def test_counters_stop_at_the_largest_int32(name):
 # Integers, bools and keys.
 
 
-@every_case
+@every_factory
 def test_integers_bools_and_keys_are_left_alone(name):
     """With gradients as `jax.grad(..., allow_int=True)` hands them over, and without state."""
     others = {
