@@ -93,5 +93,5 @@ def _check_real(name: str, params: Any) -> None:
             raise ValueError(
                 f"{name} must have real parameters, got {leaf.dtype.name} at "
                 f"{written_path(path)!r}; optax.contrib.split_real_and_imaginary(...) around the "
-                "whole optimizer hands it their two parts"
+                "whole optimizer, if it takes no extra args, hands it their two parts"
             )

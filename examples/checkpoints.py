@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +94,10 @@ class Checkpoints:
             for epoch, complaint in refused.items():
                 self._move_aside(epoch, f"{complaint}; going on from epoch {saved.epoch} instead")
         elif refused:
-            raise CheckpointError(f"no checkpoint is whole: {'; '.join(refused.values())}")
+            complaints = "; ".join(refused.values())
+            raise CheckpointError(
+                f"no checkpoint is whole: {complaints}; another folder begins a new run"
+            )
         return saved
 
     def save(
@@ -162,11 +166,11 @@ class Checkpoints:
 
     def _move_aside(self, epoch: int, message: str) -> None:
         if jax.process_index() == 0:
-            print(message, file=sys.stderr, flush=True)
             place = self.folder / "refused"
             place.mkdir(exist_ok=True)
-            number = len(list(place.glob(f"{epoch}.*"))) + 1
-            (self.folder / str(epoch)).rename(place / f"{epoch}.{number}")
+            place /= f"{epoch}.{len(list(place.glob(f'{epoch}.*'))) + 1}"
+            (self.folder / str(epoch)).rename(place)
+            print(f"{message}; it is now {place}", file=sys.stderr, flush=True)
         multihost_utils.sync_global_devices("moved aside")
 
     def _writer(self) -> ocp.CheckpointManager:
@@ -207,13 +211,15 @@ def alone() -> ocp.Checkpointer:
 
 @contextlib.contextmanager
 def silent_leftovers() -> Iterator[None]:
-    """Coroutines that Orbax abandons when a read fails complain on stderr as they are collected."""
+    """What Orbax abandons when a read fails complains on stderr as it is collected."""
     former, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    log = logging.getLogger("asyncio")
+    log.disabled, was_disabled = True, log.disabled
     try:
         yield
     finally:
         gc.collect()
-        sys.unraisablehook = former
+        sys.unraisablehook, log.disabled = former, was_disabled
 
 
 def check_run(path: Path, record: dict[str, Any], run: dict[str, Any]) -> None:
@@ -253,7 +259,8 @@ def json_digest(content: Any) -> str:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return textwrap.shorten(line, 200, placeholder=" ...")
 
 
 @contextlib.contextmanager

@@ -137,6 +137,9 @@ def join(args: argparse.Namespace) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if args.processes == 1:
         return
+    if args.coordinator and not args.parent:
+        where = f"process {args.process} of {args.processes} joins the others at {args.coordinator}"
+        print(where, flush=True)
     try:
         jax.distributed.initialize(
             args.coordinator,
@@ -147,12 +150,24 @@ def join(args: argparse.Namespace) -> None:
         )
     except ValueError as error:
         if (args.coordinator, args.processes, args.process) != (None, None, None):
-            fail(checkpoints.first_line(error))
+            options = "--coordinator, --processes and --process say it"
+            fail(f"{checkpoints.first_line(error)} ({options})")
     except RuntimeError as error:
         fail(f"the processes did not find each other: {checkpoints.first_line(error)}")
 
 
-def spawn(count: int, argv: list[str]) -> None:
+def end_with(parent: int) -> None:
+    """Ends this process when its parent has ended, however that was."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # there is nobody to tell
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def spawn(count: int, argv: list[str], advice: str) -> None:
     """Starts `count` processes here; if one fails, ends the others.
 
     Output has a prefix, but for the first process's stderr, where the progress bar is.
@@ -160,7 +175,8 @@ def spawn(count: int, argv: list[str]) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "-u", __file__, *argv, "--spawn=0", f"--coordinator={address}"]
+    own = ["--spawn=0", f"--coordinator={address}", f"--parent={os.getpid()}"]
+    command = [sys.executable, "-u", __file__, *argv, *own]
     children, ended, threads = [], queue.Queue(), []
 
     def pass_on(source, target, prefix):
@@ -206,10 +222,10 @@ def spawn(count: int, argv: list[str]) -> None:
     for thread in threads:
         thread.join()
     if code is None:
-        sys.exit(f"{NAME}: interrupted; all processes have ended")
+        sys.exit(f"{NAME}: interrupted; all processes have ended{advice}")
     if code:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-        fail(f"process {number} of {count} ended {how}; the others have been ended")
+        fail(f"process {number} of {count} ended {how}; the others have been ended{advice}")
 
 
 def fail(error: Exception | str) -> NoReturn:
@@ -237,6 +253,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--coordinator", type=address, help="host:port of process 0")
     group.add_argument("--processes", type=mnist.whole, help="how many there are")
     group.add_argument("--process", type=int, help="which one this is, from 0")
+    group.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     group.add_argument("--timeout", type=mnist.whole, default=30, help="seconds until one is dead")
     group.add_argument("--shard", action="store_true", help="parameters and optimizer state too")
     args = mnist.checked(parser, argv)
@@ -253,9 +270,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     given = sys.argv[1:] if argv is None else argv
+    again = shlex.join([sys.executable, __file__, *given, *([] if args.resume else ["--resume"])])
+    advice = f"; to go on: {again}" if args.checkpoint_dir and not args.parent else ""
     if args.spawn:
-        spawn(args.spawn, given)
+        spawn(args.spawn, given, advice)
         return
+    if args.parent:
+        end_with(args.parent)
     try:
         data = mnist.data_of(args)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -263,8 +284,6 @@ def main(argv: list[str] | None = None) -> None:
         fail(error)
     mnist.keep_compiled_programs()
     join(args)
-    again = shlex.join([sys.executable, __file__, *given, *([] if args.resume else ["--resume"])])
-    advice = f"; to go on: {again}" if args.checkpoint_dir else ""
     try:
         with checkpoints.interruptible():
             folder = None

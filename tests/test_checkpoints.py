@@ -184,9 +184,10 @@ def test_the_previous_one_is_used_and_the_damaged_one_kept(folder, capsys, harm)
         assert restored(resumed).epoch == 1
         error = capsys.readouterr().err
         assert error.startswith(f"{folder / '2'}: cannot be read (")
-        assert error.endswith("; going on from epoch 1 instead\n")
+        place = folder / "refused" / f"2.{life}"
+        assert error.endswith(f"; going on from epoch 1 instead; it is now {place}\n")
         assert error.count("\n") == 1
-        assert (folder / "refused" / f"2.{life}").exists()
+        assert place.exists()
         save(resumed, 2)  # the same number again
         assert steps_in(folder) == [1, 2]
         assert resumed.read(2, STATE, RUN).epoch == 2

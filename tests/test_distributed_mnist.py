@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -177,7 +178,8 @@ def test_when_the_first_is_killed_its_parent_ends_the_rest_and_one_process_goes_
     _, error = process.communicate(timeout=60)
     print(f"all ended after {time.perf_counter() - began:.1f} s")
     assert process.returncode == 1
-    assert error.splitlines()[-1] == (
+    last, _, again = error.splitlines()[-1].partition("; to go on: ")
+    assert last == (
         "distributed_mnist.py: error: process 0 of 2 ended by SIGKILL; the others have been ended"
     )
     for number in ids:
@@ -185,6 +187,7 @@ def test_when_the_first_is_killed_its_parent_ends_the_rest_and_one_process_goes_
             os.kill(number, 0)
     newest = max(steps_in(tmp_path / "checkpoints"))
     assert newest in (2, 3)
+    assert shlex.split(again) == [*command(tmp_path, "--spawn=2"), "--resume"]
     done = subprocess.run(
         command(tmp_path, "--processes=1", "--resume"),
         env=environment, capture_output=True, text=True, check=True,
@@ -192,6 +195,19 @@ def test_when_the_first_is_killed_its_parent_ends_the_rest_and_one_process_goes_
     assert f"going on after epoch {newest}" in done.stdout
     rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["epochs"]
     np.testing.assert_allclose(losses(rows), losses(by_two[1]), rtol=TOLERANCE)
+
+
+def test_when_the_parent_is_killed_its_processes_end_too(tmp_path, environment):
+    process = subprocess.Popen(
+        command(tmp_path, "--spawn=2", epochs=500),
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    while "process 1 of 2 has id" not in process.stdout.readline():
+        assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=60)  # until the first of them has closed stderr, which it inherits
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
