@@ -18,8 +18,9 @@ STEPS = 6
 # float16 is in a tree with the others in test_trees.py too, float64 in Optax's own float64_test.
 PRECISIONS = ["float32", "bfloat16", *(["float16", "float64"] if SOAK else [])]
 every_case = pytest.mark.parametrize("name", CASES)
-# Where a wrapper is what is tested.
-every_factory = pytest.mark.parametrize("name", CASES if SOAK else ONE_OF_EACH_FACTORY)
+# The eight others, the dearest, are in test_trees, test_bad_steps, test_sharding and test_resume.
+SOME = CASES if SOAK else ONE_OF_EACH_FACTORY
+every_factory = pytest.mark.parametrize("name", SOME)
 
 
 def tree(seed: int, dtype: Any = jnp.float32) -> Any:
@@ -151,7 +152,7 @@ def trained_with(case: Case, params: Any, grads: Any, **changes: Any) -> Any:
     return params, state
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.numeric])
+@pytest.mark.parametrize("name", [name for name in SOME if CASES[name].numeric])
 def test_vmap_over_hyperparameters_is_a_sweep(name):
     """All of them traced: a row as it is, and for each a row in which it alone is another."""
     case = CASES[name]
@@ -170,7 +171,7 @@ def test_vmap_over_hyperparameters_is_a_sweep(name):
         assert not all(np.allclose(a, b, rtol=1e-6) for a, b in both), f"{argument} does nothing"
 
 
-@every_case
+@every_factory
 def test_vmap_over_seeds_is_the_runs(name):
     tx, step = jitted(name)
     params = [tree(0), tree(1)]
@@ -182,7 +183,7 @@ def test_vmap_over_seeds_is_the_runs(name):
         assert_close(pick(together, index), alone[:2])
 
 
-@every_case
+@every_factory
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_state_keeps_its_form_in_every_precision(name, dtype):
     with jax.enable_x64(dtype == "float64"):
@@ -202,7 +203,7 @@ def test_state_keeps_its_form_in_every_precision(name, dtype):
             assert jnp.all(jnp.isfinite(leaf))
 
 
-@every_case
+@every_factory
 def test_parameters_and_state_can_be_donated_together(name):
     tx, params = CASES[name].build(), tree(0)
 
@@ -252,7 +253,7 @@ def test_multi_steps_counts_optimizer_steps(name):
     assert_close(accumulated, plainly(name))
 
 
-@every_case
+@every_factory
 def test_inject_hyperparams_is_the_plain_one(name):
     case = CASES[name]
     tx = optax.inject_hyperparams(case.factory)(**case.arguments())
