@@ -44,6 +44,11 @@ def run(tmp_path_factory) -> Iterator[Callable[..., Any]]:
 @pytest.mark.parametrize(("name", "axis_type"), PAIRS if SOAK else PAIRS[::2])
 def test_8_devices_do_what_one_does(run, name, axis_type, layout):
     report = run(sharded.report, name, axis_type, layout)
+    print(
+        f"parameters {report.params_error:.1e} state {report.state_error:.1e}",
+        "identical" if report.identical else "not identical",
+        report.collectives,
+    )
 
     assert not report.misplaced
     assert not report.unmapped
