@@ -9,8 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# More seeds, kills, layouts and examples: hours, for the table in tests/README.md.
+# More seeds, kills, layouts and examples: 42 minutes, for the table in tests/README.md.
 SOAK = os.environ.get("AMAC_JAX_SOAK") == "1"
+
+# JAX's warning, also in pyproject.toml, that an entry of its cache is cut short: another process is
+# writing it, or was killed then. JAX compiles the program instead.
+CACHE_WARNING = "Error reading persistent compilation cache entry"
 
 
 def normals(seed: int, like: Any, steps: int = 1) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from amac_jax import fan_in_axes
+from tests.helpers import CACHE_WARNING
 from tests.table import CASES
 
 DEVICES = 8
@@ -75,6 +76,7 @@ def begin(log: str) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
     jax.config.update("jax_platforms", "cpu")
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", CACHE_WARNING)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     assert jax.device_count() == DEVICES
 

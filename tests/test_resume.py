@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.helpers import assert_same_bits
+from tests.helpers import CACHE_WARNING, assert_same_bits
 from tests.resume import HALF, WHOLE, advance, begin, slug
 from tests.table import CASES
 
@@ -36,12 +36,13 @@ def test_a_resumed_run_is_the_undisturbed_one(names, tmp_path):
         for name, (step, _) in steps.items()
     }
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.resume_child", str(tmp_path), *names],
+        [sys.executable, "-W", "error", "-W", f"ignore:{CACHE_WARNING}",
+         "-m", "tests.resume_child", str(tmp_path), *names],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     resumed = flax.serialization.from_bytes(ends, (tmp_path / "ends.msgpack").read_bytes())
     for name in names:
