@@ -1,5 +1,6 @@
 """Checkpoints: kill -9 at any moment, damage to every file, and `mnist.py --checkpoint-dir`."""
 
+import asyncio
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import mnist
 import numpy as np
 import pytest
-from checkpoints import CheckpointError, Checkpoints, Damaged, steps_in
+from checkpoints import CheckpointError, Checkpoints, Damaged, silent_leftovers, steps_in
 
 from tests.helpers import SOAK, assert_same_bits
 
@@ -137,6 +138,20 @@ def test_damage_to_any_file_is_found_or_harmless(folder, seed):
     assert reader.read(2, STATE, RUN).epoch == 2  # all is right again
 
 
+def test_what_a_failed_read_abandons_says_nothing(caplog):
+    loop = asyncio.new_event_loop()
+
+    def abandon():
+        loop.create_future().set_exception(ValueError("abandoned"))
+
+    with silent_leftovers():
+        abandon()
+    assert not caplog.text
+    abandon()  # outside it would
+    assert "ValueError: abandoned" in caplog.text
+    loop.close()
+
+
 def test_one_that_reads_well_with_other_values_is_refused(folder, tmp_path):
     other = Checkpoints(tmp_path / "other", 3, resume=False)
     save(other, 2, jax.tree.map(lambda leaf: leaf + 1, STATE))
@@ -205,6 +220,7 @@ def test_where_none_is_whole_it_says_so_and_leaves_everything(folder):
     assert "\n" not in text
     assert str(folder / "1") in text
     assert str(folder / "2") in text
+    assert text.endswith("; another folder begins a new run")
     assert files(folder) == before
 
 

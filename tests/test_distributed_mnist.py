@@ -146,7 +146,8 @@ def without_the_second(
         for number in (0, 1)
     )  # fmt: skip
     try:
-        until_epoch(2, first)
+        lines = until_epoch(2, first)
+        assert lines[0] == f"process 0 of 2 joins the others at {address}\n"
         second.send_signal(gone_by)
         began = time.perf_counter()
         _, error = first.communicate(timeout=60)
@@ -208,6 +209,16 @@ def test_when_the_parent_is_killed_its_processes_end_too(tmp_path, environment):
     process.kill()
     process.communicate(timeout=60)  # until the first of them has closed stderr, which it inherits
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_process_that_cannot_know_the_others_says_which_options_tell(tmp_path, environment):
+    done = subprocess.run(
+        command(tmp_path, "--processes=2"), env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("distributed_mnist.py: error: ")
+    assert done.stderr.endswith(" (--coordinator, --processes and --process say it)\n")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

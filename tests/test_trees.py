@@ -205,8 +205,10 @@ def test_complex_parameters_turn_with_their_phase(name):
 def test_what_has_no_meaning_for_complex_parameters_is_refused_by_name(name):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.complex64), wide(0))
     message = f"{REFUSES[name]} must have real parameters, got complex64 at 'dense/bias'"
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         CASES[name].build().init(params)
+    remedy = "split_real_and_imaginary(...) around the whole optimizer, if it takes no extra args,"
+    assert remedy in str(error.value)
 
 
 def test_the_remedy_that_the_message_names():
