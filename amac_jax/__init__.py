@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from amac_jax import landscapes as landscapes
+from amac_jax.ablation import ablate as ablate
 from amac_jax.inspection import averaged_params as averaged_params
 from amac_jax.inspection import metrics as metrics
 from amac_jax.inspection import slow_params as slow_params
@@ -29,6 +30,7 @@ from amac_jax.optimizers.classic import rmsprop as rmsprop
 from amac_jax.optimizers.classic import sgd as sgd
 from amac_jax.optimizers.classic import sophia as sophia
 from amac_jax.optimizers.compose import compose as compose
+from amac_jax.range_test import lr_range_test as lr_range_test
 from amac_jax.schedules import constant as constant
 from amac_jax.schedules import cosine as cosine
 from amac_jax.schedules import cosine_restarts as cosine_restarts

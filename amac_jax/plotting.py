@@ -359,3 +359,97 @@ def _draw_steps(axes: "Axes", title: str, values: np.ndarray, *, logarithmic: bo
         axes.plot(*blocks, color="C0")
         axes.set_yscale("log")
     axes.set(title=title, xlabel="step")
+
+
+def plot_range_test(found: Any, title: str = "") -> "Figure":
+    """The loss by learning rate, and the suggested rate.
+
+    Args:
+      found: what `amac_jax.lr_range_test` returned.
+      title: of the figure.
+
+    Returns:
+      A matplotlib figure. Losses far above the first one, and those that are not finite, are
+      crosses at the top.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from amac_jax import lr_range_test
+      >>> found = lr_range_test(lambda w, x: jnp.mean((w - x) ** 2), jnp.zeros(2), jnp.ones((4, 2)))
+      >>> plot_range_test(found).axes[0].get_xscale()
+      'log'
+    """
+    from matplotlib.figure import Figure
+
+    rates, losses = np.asarray(found.learning_rates), np.asarray(found.losses, float)
+    lowest = np.nanmin(np.where(np.isfinite(losses), losses, found.start))
+    top = found.start + 0.5 * max(found.start - lowest, 1e-12)
+    shown = np.isfinite(losses) & (losses <= top)
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, np.where(shown, losses, np.nan), ".-", color="C0")
+    axes.plot(rates[~shown], np.full((~shown).sum(), top), "x", color="C3", label="diverged")
+    axes.axhline(found.start, color="0.5", linewidth=0.8, linestyle="--", label="before training")
+    if np.isfinite(found.suggestion):
+        label = f"suggestion: {found.suggestion:.2g}"
+        axes.axvline(found.suggestion, color="C2", label=label)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss", title=title)
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_ablation(found: Mapping[str, Any], title: str = "") -> "Figure":
+    """A heat map of what each technique adds on each job, in AMaC and to Adam alone.
+
+    Args:
+      found: what `amac_jax.ablate` returned, by the name of the job.
+      title: of the figure.
+
+    Returns:
+      A matplotlib figure of two panels. Each cell has the effect in units of the job's score,
+      positive where it helps; its colour is the effect in half widths of its 95 % interval, from
+      -3 to 3, so that pale cells are those whose interval holds 0.
+
+    Raises:
+      ValueError: without a job.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from amac_jax import ablate
+      >>> loss, data = lambda w, x: jnp.mean((w - x) ** 2), jnp.ones((4, 2))
+      >>> one = ablate(loss, jnp.zeros(2), data, seeds=2, techniques=("lookahead", "noise"))
+      >>> len(plot_ablation({"square": one}).axes)
+      3
+    """
+    from matplotlib.figure import Figure
+
+    if not found:
+        raise ValueError("found must hold at least one ablation, got none")
+    techniques = list(dict.fromkeys(e.technique for one in found.values() for e in one.effects))
+    size = (2 * (0.72 * len(found) + 1.2) + 1.6, 0.36 * len(techniques) + 2.4)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    image: Any = None
+    headings = {"amac": "in AMaC, all else as it is", "adam": "added to Adam alone"}
+    for axes, (around, heading) in zip(panels, headings.items(), strict=True):
+        colours = np.full((len(techniques), len(found)), np.nan)
+        for column, one in enumerate(found.values()):
+            for effect in one.effects:
+                if effect.around == around:
+                    row = techniques.index(effect.technique)
+                    colours[row, column] = _in_half_widths(effect)
+                    axes.text(column, row, f"{effect.mean:+.2g}", ha="center", va="center", size=7)
+        image = axes.imshow(colours, cmap="PiYG", vmin=-3, vmax=3, aspect="auto")
+        axes.set_title(heading, fontsize="medium")
+        axes.set_xticks(range(len(found)), list(found), rotation=45, ha="right")
+        axes.set_yticks(range(len(techniques)), techniques)
+    label = "effect / half of its 95 % interval"
+    figure.colorbar(image, ax=panels, label=label, extend="both", pad=0.01)
+    figure.suptitle(title)
+    return figure
+
+
+def _in_half_widths(effect: Any) -> float:
+    if effect.half_width == 0:  # the technique changes nothing, or the same in every run
+        return 3.0 * np.sign(effect.mean)
+    return effect.mean / effect.half_width

@@ -64,6 +64,22 @@ def product(first: Hyperparameter, second: Hyperparameter) -> Hyperparameter:
     return lambda count: value_at(first, count) * value_at(second, count)
 
 
+def quotient(first: Hyperparameter, second: Hyperparameter) -> Schedule:
+    """The hyperparameter whose value at every step is the first by the second, 0 where that is 0.
+
+    Example:
+      >>> float(value_at(quotient(3.0, lambda count: count + 1.0), 3))
+      0.75
+    """
+
+    def value(count: Any) -> jax.Array:
+        divisor = value_at(second, count)
+        safe = jnp.where(divisor == 0, 1.0, divisor)
+        return jnp.where(divisor == 0, 0.0, value_at(first, count) / safe)
+
+    return value
+
+
 def check(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
     """Refuses a Python number outside an interval; () arrays and schedules pass unread.
 

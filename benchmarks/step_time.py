@@ -2,7 +2,7 @@
 
     python benchmarks/step_time.py                        # 10M parameters, 50 leaves: 2 minutes
     python benchmarks/step_time.py --sizes 100M --json benchmarks/results/step_time-cpu-100M.json
-    python benchmarks/step_time.py --variants amac 'amac, noise=None' --rounds 50
+    python benchmarks/step_time.py --variants amac 'amac, everything' --rounds 50
 
 Variants take turns, so that what slows the machine down slows all of them; a ratio is that of two
 times of one round. Every sample is five steps, of which one synchronizes and averages.
@@ -25,15 +25,21 @@ import optax
 from tqdm import tqdm
 
 import amac_jax
-from amac_jax.optimizers.amac import amac_techniques
+from amac_jax.optimizers.amac import EVERY_TECHNIQUE, amac_techniques
 
 STEPS = 5  # a sample; the period of lookahead and averaging
-ADAMW_BYTES, AMAC_BYTES = 28.0, 39.2  # the least traffic of float32 parameters, a parameter
+# The least traffic of float32 parameters, a parameter: gradient, moments and parameters; one step
+# in five slow weights and average; velocity.
+LEAST_BYTES = {"optax.adamw": 28.0, "amac": 31.2, "amac, everything": 39.2}
 
 
 def amac(**techniques: Any) -> optax.GradientTransformationExtraArgs:
     # Averaging from the first synchronization on: the dearest part of a run, the last quarter.
     return amac_jax.amac(1e-3, 10**6, **{"average_start": STEPS, **techniques})
+
+
+def every(**techniques: Any) -> optax.GradientTransformationExtraArgs:
+    return amac(**{**EVERY_TECHNIQUE, **techniques})
 
 
 def adamw(**techniques: Any) -> optax.GradientTransformationExtraArgs:
@@ -44,19 +50,20 @@ BASELINE = "optax.adamw"
 VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     BASELINE: lambda: optax.adamw(1e-3),
     "amac": amac,
-    "amac, noise=None": lambda: amac(noise=None),
-    "amac, sampler='gaussian'": lambda: amac(sampler="gaussian"),
-    "amac, sampler='threefry'": lambda: amac(sampler="threefry"),
-    "amac, no lookahead, no averaging": lambda: amac_jax.compose(
+    "amac, everything": every,
+    "everything, noise=None": lambda: every(noise=None),
+    "everything, sampler='gaussian'": lambda: every(sampler="gaussian"),
+    "everything, sampler='threefry'": lambda: every(sampler="threefry"),
+    "everything, no lookahead, no averaging": lambda: amac_jax.compose(
         optax.scale_by_adam(),
         1e-3,
-        **(amac_techniques(10**6) | NEITHER),
+        **(amac_techniques(10**6, momentum=0.9, noise=0.01) | NEITHER),
         weight_decay=0.1,
     ),
-    "amac, clip_norm=1": lambda: amac(clip_norm=1.0),
-    "amac, record_metrics=True": lambda: amac(record_metrics=True),
-    "amac, skip_nonfinite=True": lambda: amac(skip_nonfinite=True),
-    "amac, state_dtype='bfloat16'": lambda: amac(state_dtype="bfloat16"),
+    "everything, clip_norm=1": lambda: every(clip_norm=1.0),
+    "everything, record_metrics=True": lambda: every(record_metrics=True),
+    "everything, skip_nonfinite=True": lambda: every(skip_nonfinite=True),
+    "everything, state_dtype='bfloat16'": lambda: every(state_dtype="bfloat16"),
     "adamw": adamw,
     "adamw + clip_norm": lambda: adamw(clip_norm=1.0),
     "adamw + centralize": lambda: adamw(centralize=True),
@@ -233,9 +240,8 @@ def measure(
             "ratio_high": statistics.quantiles(ratios, n=10, method="inclusive")[-1],
             **runners[name].facts,
         }
-        if dtype == "float32" and (name == BASELINE or name.startswith("amac")):
-            least = ADAMW_BYTES if name == BASELINE else AMAC_BYTES
-            rows[name]["copy_share"] = least * count / seconds / copy_bandwidth
+        if dtype == "float32" and name in LEAST_BYTES:
+            rows[name]["copy_share"] = LEAST_BYTES[name] * count / seconds / copy_bandwidth
     return {
         "parameters": count,
         "leaves": leaves,
@@ -300,7 +306,8 @@ def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
         panel.margins(x=0.1)  # room for the numbers
         panel.axvline(1, color="black", linewidth=0.8)
         if result["dtype"] == "float32":
-            panel.axvline(AMAC_BYTES / ADAMW_BYTES, color="tab:red", linestyle=":", linewidth=1)
+            least = LEAST_BYTES["amac"] / LEAST_BYTES[BASELINE]
+            panel.axvline(least, color="tab:red", linestyle=":", linewidth=1)
         panel.set_xlabel("time of a step / optax.adamw's")
         panel.set_title(
             f"{result['parameters'] / 1e6:.3g}M parameters, {result['leaves']} leaves, "

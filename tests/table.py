@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import amac_jax
+from amac_jax.optimizers.amac import EVERY_TECHNIQUE
 
 
 class Case(NamedTuple):
@@ -193,7 +194,8 @@ CASES = {
         identity={"steps": 1},
     ),
     "accumulate_gradients amac": Case(
-        partial(amac_jax.accumulate_gradients, amac_jax.amac(0.1, 20)), {"steps": (2, 3)}
+        partial(amac_jax.accumulate_gradients, amac_jax.amac(0.1, 20, **EVERY_TECHNIQUE)),
+        {"steps": (2, 3)},
     ),
     "compose": Case(
         partial(amac_jax.compose, optax.scale_by_rms()), {**RATE, **TECHNIQUES, "key": (1, 2)}
@@ -215,6 +217,7 @@ CASES = {
             **RATE,
             "total_steps": (20, 12),
             "warmup_steps": (3, 2),
+            "end_ratio": (0.3, 0.6),
             **BETAS,
             **{name: two for name, two in TECHNIQUES.items() if name != "average_decay"},
             "key": (1, 2),
@@ -223,12 +226,12 @@ CASES = {
     "amac recorded": Case(
         amac_jax.amac,
         {**RATE, "total_steps": (6, 12)},
-        fixed={"record_metrics": True, "skip_nonfinite": True},
+        fixed={**EVERY_TECHNIQUE, "record_metrics": True, "skip_nonfinite": True},
     ),
     "amac bfloat16": Case(
         amac_jax.amac,
         {**RATE, "total_steps": (6, 12), "key": (1, 2)},
-        fixed={"state_dtype": "bfloat16"},
+        fixed={**EVERY_TECHNIQUE, "state_dtype": "bfloat16"},
         state_bits=16,
     ),
     "amac_reference 1": Case(amac_jax.amac_reference, PUBLISHED),

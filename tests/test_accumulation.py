@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import amac_jax
+from amac_jax.optimizers.amac import EVERY_TECHNIQUE
 from amac_jax.transforms.accumulation import AccumulateGradientsState, accumulate_gradients
 from tests.helpers import assert_close, assert_same_bits, float64, normals, train
 
@@ -278,7 +279,7 @@ INNER = {
     "injected": optax.inject_hyperparams(optax.adam)(0.1),
     "finite": optax.apply_if_finite(optax.adam(0.1), 3),
     "masked": optax.masked(optax.adam(0.1), {"kernel": True, "bias": False}),
-    "ours": amac_jax.amac(0.1, 10),
+    "ours": amac_jax.amac(0.1, 10, **EVERY_TECHNIQUE),
 }
 
 
@@ -395,7 +396,7 @@ def test_in_optax_wrappers(wrap):
 
 def test_parameters_and_state_can_be_donated_together():
     params, *gradients = normals(0, LIKE, 5)
-    tx = accumulate_gradients(amac_jax.amac(0.1, 10), 2)
+    tx = accumulate_gradients(amac_jax.amac(0.1, 10, **EVERY_TECHNIQUE), 2)
     *_, (expected, _) = train(tx, params, gradients)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), keep_unused=True)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import amac_jax
+from amac_jax.optimizers.amac import EVERY_TECHNIQUE
 from amac_jax.transforms.skipping import skip_nonfinite
 from tests.helpers import SOAK, assert_same_bits, mixed_tree
 from tests.table import CASES, ONE_OF_EACH_FACTORY
@@ -111,7 +112,7 @@ def test_a_bad_step_changes_nothing_but_the_counter(name):
 
 
 def test_compose_skips_with_it():
-    tx = amac_jax.amac(0.1, total_steps=20, skip_nonfinite=True)
+    tx = amac_jax.amac(0.1, total_steps=20, **EVERY_TECHNIQUE, skip_nonfinite=True)
     params = {"w": jnp.array([1.0, -0.0])}
     state = tx.init(params)
     updates, after = jax.jit(tx.update)({"w": jnp.array([jnp.nan, 1.0])}, state, params)

@@ -12,7 +12,7 @@ from benchmarks import step_time
 
 def test_step_time_prints_a_table_and_writes_figures_and_a_picture(tmp_path, capsys):
     out = tmp_path / "new" / "cpu.json"
-    names = ["amac", "adamw + lookahead"]
+    names = ["amac", "amac, everything", "adamw + lookahead"]
     size = ["--sizes", "20K", "--leaves", "4", "--rounds", "3"]
     step_time.main(
         [*size, "--dtypes", "float32", "bfloat16", "--json", str(out), "--variants", *names]
@@ -26,8 +26,9 @@ def test_step_time_prints_a_table_and_writes_figures_and_a_picture(tmp_path, cap
         for row in result["variants"].values():
             assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
             assert row["ms"] > 0
-    state = content["results"][0]["variants"]["amac"]["state_bytes_per_parameter"]
-    assert state == pytest.approx(20, rel=0.01)  # m, v, velocity, slow weights and average
+    for name, state_bytes in (("amac", 16), ("amac, everything", 20)):  # with velocity
+        row = content["results"][0]["variants"][name]
+        assert row["state_bytes_per_parameter"] == pytest.approx(state_bytes, rel=0.01)
     assert content["versions"]["jax"] == jax.__version__
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     text = capsys.readouterr().out

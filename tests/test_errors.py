@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import amac_jax
+from amac_jax.optimizers.amac import EVERY_TECHNIQUE
 from tests.table import OPTIMIZERS
 
 NAN = float("nan")
@@ -175,7 +176,7 @@ def test_an_array_that_is_no_scalar_is_refused(name):
         amac_jax.decay_weights(0.1),
         amac_jax.lookahead(),
         amac_jax.average_weights(),
-        amac_jax.amac(0.1, 100),
+        amac_jax.amac(0.1, 100, **EVERY_TECHNIQUE),
         amac_jax.adam(0.1, record_metrics=True),
         amac_jax.amac_reference(),
     ],
@@ -203,7 +204,7 @@ def test_reduce_on_plateau_says_that_it_needs_a_value():
 
 def test_traced_hyperparameters_pass():
     def first_update(rate, total_steps):
-        tx = amac_jax.amac(rate, total_steps)
+        tx = amac_jax.amac(rate, total_steps, noise=0.01)
         return tx.update(jnp.ones((2, 2)), tx.init(jnp.ones((2, 2))), jnp.ones((2, 2)))[0]
 
     assert jnp.all(jnp.isfinite(jax.jit(first_update)(0.1, 100)))

@@ -11,6 +11,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import amac_jax
+from amac_jax.optimizers.amac import EVERY_TECHNIQUE
 
 STEPS = 200
 OPTIMIZERS = {
@@ -18,7 +19,12 @@ OPTIMIZERS = {
     "adamw": lambda: amac_jax.adamw(0.02),
     "amac": lambda: amac_jax.amac(0.02, total_steps=STEPS),
     "amac, everything": lambda: amac_jax.amac(
-        0.02, total_steps=STEPS, clip_norm=1.0, skip_nonfinite=True, record_metrics=True
+        0.02,
+        total_steps=STEPS,
+        **EVERY_TECHNIQUE,
+        clip_norm=1.0,
+        skip_nonfinite=True,
+        record_metrics=True,
     ),
 }
 

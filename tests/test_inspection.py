@@ -13,6 +13,7 @@ from flax import nnx, serialization
 from flax.training.train_state import TrainState
 
 from amac_jax import adam, amac, averaged_params, compose, metrics, sgd, slow_params
+from amac_jax.optimizers.amac import EVERY_TECHNIQUE
 from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train
 
 LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
@@ -217,7 +218,9 @@ def test_parameters_may_be_called_as_the_states_are():
     assert_close(metrics(state), metrics(expected))
 
 
-RECORDING = amac(0.1, 10, record_metrics=True, skip_nonfinite=True, clip_norm=1.0)
+RECORDING = amac(
+    0.1, 10, **EVERY_TECHNIQUE, record_metrics=True, skip_nonfinite=True, clip_norm=1.0
+)
 NAMES = {
     "grad_norm", "update_norm", "param_norm", "update_ratio", "learning_rate", "weight_decay",
     "noise_scale", "clip_fraction", "first_moment_norm", "second_moment_norm", "momentum_norm",

@@ -12,6 +12,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 from amac_jax import amac, lookahead, slow_params
+from amac_jax.optimizers.amac import EVERY_TECHNIQUE
 from tests.helpers import assert_close, assert_same_bits, float64, normals, train
 
 LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
@@ -91,7 +92,7 @@ def distance_in_ulps(params: Any, state: Any, update: Any) -> jax.Array:
 
 CHAINS = {
     "chain": optax.chain(optax.sgd(0.1), lookahead(3)),
-    "amac": amac(0.1, total_steps=100, warmup_steps=1, sync_period=3),
+    "amac": amac(0.1, total_steps=100, **EVERY_TECHNIQUE, warmup_steps=1, sync_period=3),
 }
 
 
@@ -118,7 +119,9 @@ def test_at_a_synchronisation_parameters_are_the_slow_weights(chain, jit, dtype)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_10000_noisy_steps_do_not_part_them(dtype):
     # Centralization would keep the means as they are, and decay pull the weights from the target.
-    tx = amac(0.02, 10_000, warmup_steps=10, weight_decay=None, centralize=None)
+    tx = amac(
+        0.02, 10_000, warmup_steps=10, weight_decay=None, centralize=None, noise=0.01, momentum=0.9
+    )
     target = jnp.linspace(-3.0, 3.0, 24).reshape(6, 4)
 
     def step(carry, key):

@@ -12,6 +12,7 @@ import pytest
 
 import amac_jax
 from amac_jax import average_weights, averaged_params, keep_state_in, lookahead, slow_params
+from amac_jax.optimizers.amac import EVERY_TECHNIQUE
 from amac_jax.rounding import narrow_stochastically, round_stochastically, rounding_key
 from amac_jax.samplers import fast_normal, random_words
 from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train
@@ -88,7 +89,7 @@ def test_leaves_stages_and_noise_have_bits_of_their_own(seed):
 
 
 def test_stages_of_the_pipeline_round_with_keys_of_their_own():
-    state = amac_jax.amac(0.1, 10, **BFLOAT16).init(MLP)
+    state = amac_jax.amac(0.1, 10, **EVERY_TECHNIQUE, **BFLOAT16).init(MLP)
     found = optax.tree.get_all_with_path(state, "key")
     keys = {tuple(np.asarray(key).tolist()) for _, key in found}
     assert len(found) == len(keys) == 5  # noise, core, momentum, lookahead, averaging
@@ -215,7 +216,10 @@ def test_scalars_integers_and_keys_stay_as_they_are():
 def test_off_is_absent_bit_for_bit(off):
     init, *gradients = normals(0, MLP["out"], 8)
     pairs = [
-        (amac_jax.amac(0.1, 8, state_dtype=off), amac_jax.amac(0.1, 8)),
+        (
+            amac_jax.amac(0.1, 8, **EVERY_TECHNIQUE, state_dtype=off),
+            amac_jax.amac(0.1, 8, **EVERY_TECHNIQUE),
+        ),
         (keep_state_in(optax.adam(0.1), off), optax.adam(0.1)),
         (lookahead(2, state_dtype=off), lookahead(2)),
         (average_weights(state_dtype=off), average_weights()),
@@ -255,7 +259,8 @@ def test_random_bits_are_drawn_only_when_they_are_used(build):
 
 
 def test_bytes_of_state():
-    state = jax.eval_shape(amac_jax.amac(4e-3, 1000, **BFLOAT16).init, MLP)
+    tx = amac_jax.amac(4e-3, 1000, **EVERY_TECHNIQUE, **BFLOAT16)
+    state = jax.eval_shape(tx.init, MLP)
     count = optax.tree.size(MLP)
     sizes = [(leaf.size * leaf.dtype.itemsize, leaf.ndim) for leaf in jax.tree.leaves(state)]
     of_parameters = sum(size for size, _ in sizes if size > 8)
@@ -265,12 +270,10 @@ def test_bytes_of_state():
 
 def test_what_is_in_the_state_is_found():
     params, gradient = normals(0, MLP["out"], 2)
-    tx = amac_jax.amac(0.1, 4, average_start=1, average_period=1, record_metrics=True, **BFLOAT16)
+    every = {**EVERY_TECHNIQUE, "average_start": 1, "average_period": 1, "record_metrics": True}
+    tx = amac_jax.amac(0.1, 4, **every, **BFLOAT16)
     _, state = apply(tx, gradient, params, steps=1)
-    _, reference = apply(
-        amac_jax.amac(0.1, 4, average_start=1, average_period=1, record_metrics=True),
-        *(gradient, params),
-    )
+    _, reference = apply(amac_jax.amac(0.1, 4, **every), *(gradient, params))
     ours, theirs = amac_jax.metrics(state), amac_jax.metrics(reference)
     assert set(ours) == set(theirs)
     assert {"first_moment_norm", "second_moment_norm", "momentum_norm"} <= set(ours)

@@ -38,6 +38,9 @@ BELOW = {
         *("transforms", "optimizers"),
     },
     "inspection": {"schedules", "precision", "layout", "transforms"},
+    "batches": set(),
+    "range_test": {"batches", "keys", "objective", "optimizers"},
+    "ablation": {"batches", "keys", "objective", "optimizers", "inspection", "schedules"},
     "__init__": None,  # the names, from everywhere
 }
 

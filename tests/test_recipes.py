@@ -100,8 +100,7 @@ def test_amac_puts_its_techniques_around_the_same_core(name):
     rate, rest = REST[name]
     clip = {"clip_norm": 1.0} if name in CLIPPED else {}
     expected = amac_jax.compose(
-        CORES[name](), rate, centralize=True, noise=amac_jax.linear_anneal(0.01, STEPS),
-        clip_value=1.0, momentum=0.9, dampening=0.9, sync_period=5, slow_step_size=0.5,
+        CORES[name](), rate, centralize=True, clip_value=1.0, sync_period=5, slow_step_size=0.8,
         average_start=0.75 * STEPS, average_period=5, **rest, **clip,
     )  # fmt: skip
     assert_close(runs(made), runs(expected))
@@ -115,8 +114,8 @@ def test_amac_is_adam_with_amacs_techniques():
     """The defaults of `amac` and of `amac_techniques` are the same."""
     expected = amac_jax.compose(
         optax.scale_by_adam(),
-        amac_jax.warmup_cosine(0.01, STEPS, STEPS / 10),
-        weight_decay=amac_jax.linear_anneal(0.1, STEPS),
+        amac_jax.warmup_cosine(0.01, STEPS, STEPS / 10, end=0.003),
+        weight_decay=2 / (0.01 * STEPS),
         **amac_techniques(STEPS),
     )
     assert_close(runs(amac_jax.amac(0.01, STEPS)), runs(expected))

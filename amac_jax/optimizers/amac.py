@@ -1,4 +1,4 @@
-"""AMaC: Adam with every technique on."""
+"""AMaC: Adam with the techniques that measurements say are worth it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,25 @@ import optax
 
 from amac_jax.optimizers.classic import core
 from amac_jax.optimizers.compose import check_named, compose, takes_techniques
-from amac_jax.schedules import Hyperparameter, linear_anneal, product, warmup_cosine
+from amac_jax.schedules import (
+    Hyperparameter,
+    Schedule,
+    check,
+    linear_anneal,
+    product,
+    quotient,
+    warmup_cosine,
+)
+
+EVERY_TECHNIQUE: dict[str, float] = {
+    "end_ratio": 0.0,
+    "momentum": 0.9,
+    "noise": 0.01,
+    "clip_value": 1.0,
+    "weight_decay": 0.1,
+    "slow_step_size": 0.5,
+}
+"""Keywords of `amac` that put every technique of the published optimizer on."""
 
 
 @takes_techniques
@@ -17,49 +35,63 @@ def amac(
     total_steps: Hyperparameter,
     *,
     warmup_steps: Hyperparameter | None = None,
+    end_ratio: Hyperparameter = 0.3,
     b1: Hyperparameter = 0.9,
     b2: Hyperparameter = 0.999,
     eps: Hyperparameter = 1e-8,
-    momentum: Hyperparameter | None = 0.9,
+    momentum: Hyperparameter | None = None,
     dampening: Hyperparameter | None = None,
     centralize: Hyperparameter | None = True,
-    noise: Hyperparameter | None = 0.01,
+    noise: Hyperparameter | None = None,
     clip_value: Hyperparameter | None = 1.0,
-    weight_decay: Hyperparameter | None = 0.1,
+    weight_decay: Hyperparameter | str | None = "auto",
     sync_period: Hyperparameter | None = 5,
-    slow_step_size: Hyperparameter = 0.5,
+    slow_step_size: Hyperparameter = 0.8,
     average_start: Hyperparameter | None = None,
     average_period: Hyperparameter = 5,
     key: Any = 0,
     **techniques: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """AMaC: Adam with centralized gradients, noise, clipping, momentum, decay, lookahead and SWA.
+    """AMaC: Adam with centralized gradients, weight decay, lookahead and averaged weights.
 
         g <- g - mean over the fan-in of g                              kernels only
-        d <- clip(m_hat / (sqrt(v_hat) + eps) + sigma_t xi, -c, c)
-        v <- mu v - (1 - dampening) eta_t d
-        u <- v - eta_t lambda_t theta                                   kernels only
+        u <- -eta_t (m_hat / (sqrt(v_hat) + eps) + lambda theta)        decay on kernels only
         every k steps   phi <- phi + alpha (theta + u - phi),   u <- phi - theta
         from step `average_start`, every `average_period`   A <- running mean of theta + u
 
-    with eta_t = `warmup_cosine(learning_rate, total_steps, warmup_steps)`, and sigma_t and
-    lambda_t falling in a straight line to 0 at `total_steps`. Evaluate with
-    `averaged_params(opt_state, params)`.
+    with eta_t = `warmup_cosine(learning_rate, total_steps, warmup_steps, end)`, end =
+    `end_ratio` times the learning rate: the rate stays up, so that the last quarter's weights
+    differ, and their mean stands for what a schedule that ends at 0 would reach. **Evaluate with
+    `averaged_params(opt_state, params)`**; the last weights are worse.
+
+    With d = m_hat / (sqrt(v_hat) + eps), the techniques that are off by default come in as
+
+        d <- clip(d + sigma_t xi, -c, c)                                `noise`, `clip_value`
+        v <- mu v - (1 - dampening) eta_t d, in the place of -eta_t d   `momentum`
+
+    with sigma_t falling in a straight line to 0 at `total_steps`. `**EVERY_TECHNIQUE` of this
+    module puts all of them on. Each default has its reason in benchmarks/README.md, where every
+    one was measured on eleven jobs.
 
     Args:
       learning_rate: the peak of eta_t, as large as for AdamW; >= 0.
       total_steps: the length of the run, in steps; > warmup_steps; may be traced.
-      warmup_steps: in steps; None is a tenth of the run.
+      warmup_steps: in steps; None is a tenth of the run. Off: 0.
+      end_ratio: the learning rate from `total_steps` on, in parts of the peak, in [0, 1]. Off: 1,
+        a constant rate. At 0 averaging changes little.
       b1, b2, eps: of `adam`.
-      momentum: mu, of `heavy_ball`.
+      momentum: mu, of `heavy_ball`. Off: None or 0.
       dampening: None is mu, so that the learning rate means what it means without momentum; at
         0 its effect is 1 / (1 - mu) times as large.
-      centralize: strength, of `centralize`.
-      noise: sigma at the start, in units of the learning rate, of `inject_noise`.
-      clip_value: c, of `clip_by_value`.
-      weight_decay: lambda at the start, of `decay_weights`.
-      sync_period, slow_step_size: k and alpha, of `lookahead`.
-      average_start: in steps, of `average_weights`; None is three quarters of the run, inf never.
+      centralize: strength, of `centralize`. Off: 0.
+      noise: sigma at the start, in units of the learning rate, of `inject_noise`. Off: None or 0.
+      clip_value: c, of `clip_by_value`. Off: None or inf.
+      weight_decay: lambda, of `decay_weights`; a schedule is followed as it is. "auto" is
+        2 / (learning_rate total_steps): a run's decay is then the same however long it is and
+        at whatever rate; with the default schedule it alone would take a weight to exp(-1.3).
+        Off: 0.
+      sync_period, slow_step_size: k and alpha, of `lookahead`. Off: alpha = 1.
+      average_start: in steps, of `average_weights`; None is three quarters of the run. Off: inf.
       average_period: in steps.
       key: an integer seed or a JAX key for the noise.
       **techniques: keywords of `compose`. None leaves out a technique that can be None there.
@@ -69,7 +101,7 @@ def amac(
 
     Raises:
       ValueError: for an argument outside its range, or total_steps <= warmup_steps; from `init`,
-        for complex parameters, unless `noise` and `clip_value` are None.
+        for complex parameters with `noise` or `clip_value`.
 
     For what differs from the published optimizer see `amac_reference`.
 
@@ -82,10 +114,18 @@ def amac(
 
     Reference:
       Johnson, AMaC: Adaptive Momentum and Cosine Annealing, 2024,
-      https://github.com/godsonj64/AMaC-Optimizer.
+      https://github.com/godsonj64/AMaC-Optimizer. For the product of rate, decay and steps as
+      what matters: Wang and Aitchison, How to Set AdamW's Weight Decay as You Scale Model and
+      Dataset Size, 2024, https://arxiv.org/abs/2405.13698.
     """
-    check_named(learning_rate=learning_rate, weight_decay=weight_decay)
+    check_named(learning_rate=learning_rate)
+    check("end_ratio", end_ratio, "[0, 1]")
     warmup = product(total_steps, 0.1) if warmup_steps is None else warmup_steps
+    end = product(learning_rate, end_ratio)
+    if isinstance(weight_decay, str):
+        if weight_decay != "auto":
+            raise ValueError(f"weight_decay must be 'auto' or in [0, inf), got {weight_decay!r}")
+        weight_decay = auto_weight_decay(learning_rate, total_steps)
     around = amac_techniques(
         total_steps,
         momentum=momentum,
@@ -100,23 +140,33 @@ def amac(
     )
     return compose(
         core(optax.scale_by_adam, b1=b1, b2=b2, eps=eps),
-        warmup_cosine(learning_rate, total_steps, warmup),
+        warmup_cosine(learning_rate, total_steps, warmup, end),
         key=key,
-        weight_decay=None if weight_decay is None else linear_anneal(weight_decay, total_steps),
+        weight_decay=weight_decay,
         **{**around, **techniques},
     )
+
+
+def auto_weight_decay(learning_rate: Hyperparameter, total_steps: Hyperparameter) -> Schedule:
+    """AMaC's own lambda, 2 / (eta T), 0 where that is infinite.
+
+    Example:
+      >>> round(float(auto_weight_decay(0.01, 1000)(0)), 3)
+      0.2
+    """
+    return quotient(2.0, product(learning_rate, total_steps))
 
 
 def amac_techniques(
     total_steps: Hyperparameter,
     *,
-    momentum: Hyperparameter | None = 0.9,
+    momentum: Hyperparameter | None = None,
     dampening: Hyperparameter | None = None,
     centralize: Hyperparameter | None = True,
-    noise: Hyperparameter | None = 0.01,
+    noise: Hyperparameter | None = None,
     clip_value: Hyperparameter | None = 1.0,
     sync_period: Hyperparameter | None = 5,
-    slow_step_size: Hyperparameter = 0.5,
+    slow_step_size: Hyperparameter = 0.8,
     average_start: Hyperparameter | None = None,
     average_period: Hyperparameter = 5,
 ) -> dict[str, Any]:
@@ -126,9 +176,8 @@ def amac_techniques(
       >>> tx = compose(optax.scale_by_lion(), 1e-4, **amac_techniques(1000))
     """
     check_named(noise=noise)
-    return {
+    around = {
         "momentum": momentum,
-        "dampening": momentum if dampening is None else dampening,
         "centralize": centralize,
         "noise": None if noise is None else linear_anneal(noise, total_steps),
         "clip_value": clip_value,
@@ -137,3 +186,6 @@ def amac_techniques(
         "average_start": product(total_steps, 0.75) if average_start is None else average_start,
         "average_period": average_period,
     }
+    if momentum is not None:
+        around["dampening"] = momentum if dampening is None else dampening
+    return around

@@ -1,0 +1,300 @@
+"""Ablation: what each of AMaC's techniques is worth on somebody's own loss function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy import stats
+
+from amac_jax.batches import batch_at, number_of_batches, random_order
+from amac_jax.inspection import averaged_params
+from amac_jax.keys import key_data, typed_key
+from amac_jax.objective import scalar_objective
+from amac_jax.optimizers.amac import amac, auto_weight_decay
+from amac_jax.schedules import check
+
+
+class Switch(NamedTuple):
+    """A technique as a keyword of `amac` with two values."""
+
+    keyword: str
+    on: float  # used where AMaC has it off; else AMaC's own value takes its place
+    off: float
+
+
+TECHNIQUES = {
+    "clipping by norm": Switch("clip_norm", 1.0, np.inf),
+    "centralization": Switch("centralize", 1.0, 0.0),
+    "noise": Switch("noise", 0.1, 0.0),
+    "clipping by value": Switch("clip_value", 1.0, np.inf),
+    "momentum": Switch("momentum", 0.5, 0.0),
+    "weight decay": Switch("weight_decay", 0.1, 0.0),
+    "lookahead": Switch("slow_step_size", 0.8, 1.0),
+    "averaging": Switch("average_start", 0.75, np.inf),  # in parts of the run
+    "warm-up": Switch("warmup_steps", 0.1, 0.0),  # in parts of the run
+    "cosine": Switch("end_ratio", 0.3, 1.0),
+}
+KEYWORDS = tuple(switch.keyword for switch in TECHNIQUES.values())
+
+
+class Effect(NamedTuple):
+    """What a technique adds, positive where it helps, in units of the score."""
+
+    technique: str
+    around: str  # "amac", all else as AMaC has it, or "adam", nothing else
+    mean: float  # over the seeds
+    half_width: float  # of its 95 % confidence interval, Student's, paired by seed
+    p: float  # of the paired t-test, two-sided, not corrected for the number of techniques
+
+
+class Ablation(NamedTuple):
+    """The scores of every variant, and what follows from them."""
+
+    scores: dict[str, np.ndarray]  # "amac", "amac without noise", "adam with noise"...: (seeds,)
+    effects: list[Effect]  # two for every technique
+    failed: dict[str, int]  # variants of which runs ended without a finite score, and how many
+
+    def __str__(self) -> str:
+        rows = [["technique", "added to adam", "p", "in amac", "p"]]
+        named = {(effect.technique, effect.around): effect for effect in self.effects}
+        for technique in dict.fromkeys(effect.technique for effect in self.effects):
+            cells = [technique]
+            for around in ("adam", "amac"):
+                effect = named[technique, around]
+                cells += [f"{effect.mean:+.4g} ± {effect.half_width:.2g}", f"{effect.p:.2g}"]
+            rows.append(cells)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
+
+def ablate(
+    loss_fn: Callable[[Any, Any], Any],
+    params: Any,
+    batches: Any,
+    *,
+    learning_rate: float = 4e-3,
+    steps: int | None = None,
+    score_fn: Callable[[Any], Any] | None = None,
+    higher_is_better: bool = False,
+    seeds: int = 20,
+    techniques: tuple[str, ...] = tuple(TECHNIQUES),
+    width: int | None = None,
+    key: Any = 0,
+    **settings: Any,
+) -> Ablation:
+    """What each technique of AMaC is worth on this loss function and these data.
+
+        effect around AMaC = score of AMaC with it - score of AMaC without it
+        effect around Adam = score of Adam with it - score of Adam
+
+    Every technique is switched by its off value, so that all variants and seeds are one vmapped
+    program of 2 (1 + number of techniques) x `seeds` runs. With the same seed all variants begin
+    with the same weights and see the same batches, so that differences are paired.
+    "adam" is Adam at a constant rate with nothing around it. A technique that AMaC has off by
+    default is switched on at the value of `TECHNIQUES`, or of `settings`.
+
+    Args:
+      loss_fn: of parameters and a batch; returns a scalar.
+      params: the weights to begin with, or a function of a JAX key that makes them, so that each
+        seed begins with its own.
+      batches: a tree of arrays with one batch after the other on the first axis, through which
+        each pass goes in a random order, or a function of a JAX key that makes a batch.
+      learning_rate: the peak for AMaC and the constant rate for Adam, > 0.
+      steps: of each run, >= 1; None is once through `batches`.
+      score_fn: of the weights to evaluate, averaged ones where a variant averages: best the loss
+        on data not trained on. None is the mean of `loss_fn` over `batches`, which are.
+      higher_is_better: of `score_fn`.
+      seeds: how many, >= 2.
+      techniques: names in `TECHNIQUES`, of which the others stay as AMaC has them.
+      width: how many runs at a time; None is all, which must fit in memory with their states.
+      key: an integer seed or a JAX key, from which those of all seeds come.
+      **settings: keywords of `amac` for every variant, such as `weight_decay=0.3`: the value at
+        which that technique is on.
+
+    Returns:
+      An `Ablation`: `print` it for a table, `amac_jax.plotting.plot_ablation` draws one or
+      several. A run whose score is not finite counts as the worst finite score of all runs.
+
+    Raises:
+      ValueError: for an argument outside its range, an unknown technique, batches without a
+        common first axis, a loss that is no scalar, or if no run has a finite score.
+
+    Example:
+      >>> x = jax.random.normal(jax.random.key(0), (10, 8, 3))
+      >>> def loss(w, x):
+      ...     return jnp.mean((x @ (w - 1.0)) ** 2)
+      >>> found = ablate(loss, jnp.zeros(3), x, steps=20, seeds=2, techniques=("lookahead",))
+      >>> sorted(found.scores)
+      ['adam', 'adam with lookahead', 'amac', 'amac without lookahead']
+    """
+    for name in techniques:
+        if name not in TECHNIQUES:
+            known = ", ".join(TECHNIQUES)
+            raise ValueError(f"techniques must be among {known}, got {name!r}")
+    for name, value, least in (("seeds", seeds, 2), ("width", width, 1), ("steps", steps, 1)):
+        if value is not None and (not isinstance(value, int | np.integer) or value < least):
+            raise ValueError(f"{name} must be a whole number in [{least}, inf), got {value!r}")
+    check("learning_rate", learning_rate, "(0, inf)")
+    if steps is None:
+        if callable(batches):
+            raise ValueError("steps must be given where batches is a function, got None")
+        steps = number_of_batches(batches)
+    if score_fn is None and callable(batches):
+        raise ValueError("score_fn must be given where batches is a function, got None")
+    key = typed_key(key_data(key), like=key)
+    job = _Job(
+        loss_fn=loss_fn,
+        make=params if callable(params) else lambda key: params,
+        batch=batches if callable(batches) else None,
+        score=score_fn,
+        steps=int(steps),
+        learning_rate=learning_rate,
+        settings=tuple((name, value) for name, value in settings.items() if name not in KEYWORDS),
+    )
+    data = None if callable(batches) else jax.tree.map(jnp.asarray, batches)
+    start = jax.eval_shape(job.make, key)
+    batch = jax.eval_shape(lambda: job.batch(key) if job.batch else batch_at(data, 0))
+    scalar_objective(lambda pair: loss_fn(*pair), (start, batch), "ablate", name="loss_fn")
+
+    variants = _variants(techniques, learning_rate, settings, job.steps)
+    keys = jax.random.split(key, int(seeds))
+    every_key = jnp.tile(keys, len(variants))
+    values = {
+        name: jnp.repeat(jnp.asarray([row[name] for row in variants.values()]), len(keys))
+        for name in KEYWORDS
+    }
+    scores = _scores(job, width or len(every_key), data, values, every_key)
+    return _ablation(
+        dict(zip(variants, np.asarray(scores, float).reshape(-1, len(keys)), strict=True)),
+        higher_is_better,
+    )
+
+
+class _Job(NamedTuple):
+    """What is the same for all runs."""
+
+    loss_fn: Callable[[Any, Any], Any]
+    make: Callable[[Any], Any]  # (key) -> parameters
+    batch: Callable[[Any], Any] | None  # (key) -> a batch; None where there are arrays of them
+    score: Callable[[Any], Any] | None
+    steps: int
+    learning_rate: Any
+    settings: tuple[tuple[str, Any], ...]
+
+
+def _scores(job: _Job, width: int, data: Any, values: dict[str, jax.Array], keys: jax.Array):
+    """The score of each of the runs, `width` of them at a time, in one program."""
+
+    def run(data, values, key):
+        make_key, noise_key, data_key = jax.random.split(key, 3)
+        params = job.make(make_key)
+        tx = amac(
+            job.learning_rate,
+            job.steps,
+            **{"sync_period": 5, **dict(job.settings), **values, "key": noise_key},
+        )
+        if job.batch is None:
+            order = random_order(data_key, number_of_batches(data), job.steps)
+        else:
+            order = jax.random.split(data_key, job.steps)
+
+        def step(carry, index):
+            params, state = carry
+            batch = batch_at(data, index) if job.batch is None else job.batch(index)
+            gradients = jax.grad(job.loss_fn)(params, batch)
+            updates, state = tx.update(gradients, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), order)
+        weights = averaged_params(state, params)
+        if job.score is not None:
+            return job.score(weights)
+        return jnp.mean(jax.lax.map(lambda batch: job.loss_fn(weights, batch), data))
+
+    @jax.jit
+    def run_all(data, values, keys):
+        return jax.lax.map(
+            lambda arguments: run(data, *arguments),
+            (values, keys),
+            batch_size=min(width, len(keys)),
+        )
+
+    return run_all(data, values, keys)
+
+
+def _variants(techniques, learning_rate, settings, steps: int) -> dict[str, dict[str, float]]:
+    """The values of all switches, by the name of the variant."""
+    computed = {
+        "average_start": TECHNIQUES["averaging"].on * steps,
+        "warmup_steps": TECHNIQUES["warm-up"].on * steps,
+        "weight_decay": float(auto_weight_decay(learning_rate, steps)(0)),
+    }
+    off = {switch.keyword: switch.off for switch in TECHNIQUES.values()}
+    on, as_amac = {}, {}
+    for keyword, value, without in TECHNIQUES.values():
+        default = computed.get(keyword, inspect.signature(amac).parameters[keyword].default)
+        chosen = settings.get(keyword, default)
+        as_amac[keyword] = without if chosen is None else chosen
+        on[keyword] = value if as_amac[keyword] == without else as_amac[keyword]
+    variants = {"amac": as_amac, "adam": off}
+    for name in techniques:
+        keyword = TECHNIQUES[name].keyword
+        was_on = as_amac[keyword] != off[keyword]
+        other = off[keyword] if was_on else on[keyword]
+        variants[f"amac {'without' if was_on else 'with'} {name}"] = {**as_amac, keyword: other}
+        variants[f"adam with {name}"] = {**off, keyword: on[keyword]}
+    return {name: {k: float(v) for k, v in row.items()} for name, row in variants.items()}
+
+
+def _ablation(scores: dict[str, np.ndarray], higher_is_better: bool) -> Ablation:
+    sign = 1 if higher_is_better else -1
+    finite = np.concatenate([row[np.isfinite(row)] for row in scores.values()])
+    if not finite.size:
+        raise ValueError(
+            "score_fn must be finite for some run, got none; try a lower learning_rate"
+        )
+    failed = {name: int(np.sum(~np.isfinite(row))) for name, row in scores.items()}
+    worst = sign * np.min(sign * finite)
+    scores = {name: np.where(np.isfinite(row), row, worst) for name, row in scores.items()}
+    failed = {name: count for name, count in failed.items() if count}
+    return Ablation(scores, effects_of(scores, higher_is_better=higher_is_better), failed)
+
+
+def effects_of(scores: Mapping[str, np.ndarray], *, higher_is_better: bool) -> list[Effect]:
+    """The effects that follow from the scores of an `Ablation`, two for every technique in them.
+
+    Example:
+      >>> scores = {"amac": [3.0, 4.0], "amac without noise": [1.0, 3.0]}
+      >>> scores |= {"adam": [1.0, 1.0], "adam with noise": [1.0, 2.0]}
+      >>> [(effect.around, effect.mean) for effect in effects_of(scores, higher_is_better=True)]
+      [('adam', 0.5), ('amac', 1.5)]
+    """
+    sign = 1 if higher_is_better else -1
+    rows = {name: sign * np.asarray(row, float) for name, row in scores.items()}
+    effects = []
+    for technique in [name for name in TECHNIQUES if f"adam with {name}" in rows]:
+        effects.append(_effect(technique, "adam", rows[f"adam with {technique}"] - rows["adam"]))
+        if f"amac without {technique}" in rows:
+            gains = rows["amac"] - rows[f"amac without {technique}"]
+        else:
+            gains = rows[f"amac with {technique}"] - rows["amac"]
+        effects.append(_effect(technique, "amac", gains))
+    return effects
+
+
+def _effect(name: str, around: str, gains: np.ndarray) -> Effect:
+    error = gains.std(ddof=1) / np.sqrt(len(gains))
+    half_width = stats.t.ppf(0.975, len(gains) - 1) * error
+    if error == 0:  # the technique changes nothing here, in any run
+        return Effect(name, around, float(gains.mean()), 0.0, float(gains.mean() == 0))
+    p = 2 * stats.t.sf(abs(gains.mean()) / error, len(gains) - 1)
+    return Effect(name, around, float(gains.mean()), float(half_width), float(p))

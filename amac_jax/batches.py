@@ -1,0 +1,41 @@
+"""Batches in one tree of arrays, one after the other on the first axis."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def number_of_batches(batches: Any) -> int:
+    """The length of the first axis, which all arrays share.
+
+    Example:
+      >>> number_of_batches({"x": jnp.ones((5, 2)), "y": jnp.ones(5)})
+      5
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
+    if len(sizes) != 1 or () in sizes or (0,) in sizes:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
+        raise ValueError(f"batches must be arrays with one first axis, got shapes {shapes}")
+    return sizes.pop()[0]
+
+
+def random_order(key: jax.Array, size: int, steps: int) -> jax.Array:
+    """Numbers of batches, (steps,) int32: each pass through all of them in an order of its own.
+
+    Example:
+      >>> random_order(jax.random.key(0), 3, 6).reshape(2, 3).sort(axis=1).tolist()
+      [[0, 1, 2], [0, 1, 2]]
+    """
+    keys = jax.random.split(key, -(-steps // size))
+    return jax.vmap(lambda key: jax.random.permutation(key, size))(keys).ravel()[:steps]
+
+
+def batch_at(batches: Any, index: Any) -> Any:
+    """Batch `index` of a tree of them.
+
+    Example:
+      >>> batch_at({"x": jnp.array([[1.0], [2.0]])}, 1)["x"].tolist()
+      [2.0]
+    """
+    return jax.tree.map(lambda array: jnp.asarray(array)[index], batches)

@@ -1,0 +1,177 @@
+"""What each technique of AMaC is worth on the eleven workloads: in AMaC, and added to Adam alone.
+
+    python benchmarks/ablation.py                      # all that is not yet in --out: an hour
+    python benchmarks/ablation.py --workloads digits   # some of it
+    python benchmarks/ablation.py --report             # table and heat map of what is recorded
+
+Each workload is one vmapped program of 22 variants times 20 seeds: AMaC as it is, each of its
+techniques switched (those it has on off, those it has off on), Adam at a constant rate with nothing
+around it, and that with each technique added. Variants share seeds, so that differences are paired.
+A finished workload is written at once, and what is there is not run again unless its settings have
+changed. The scores are those of the test data.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+from comparison_report import table
+from contenders import ADAM
+from statistics_of_runs import holm
+from tqdm import tqdm
+from workloads import WORKLOADS, image_data
+
+import amac_jax
+from amac_jax.ablation import TECHNIQUES, Ablation, ablate, effects_of
+from amac_jax.plotting import plot_ablation
+
+SEEDS = 20
+RATE = ADAM[0].learning_rate  # the default of all contenders
+
+
+def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    workload = WORKLOADS[name]
+    job = workload.make()
+    splits = jax.device_put(job.splits)
+    began = time.perf_counter()
+    found = ablate(
+        job.loss,
+        job.init,
+        lambda key: job.batch(key, splits.train),
+        learning_rate=RATE,
+        steps=workload.steps,
+        score_fn=lambda params: job.score(params, splits.train, splits.test),
+        higher_is_better=workload.sign > 0,
+        seeds=args.seeds,
+        width=args.width,
+    )
+    return {
+        "configuration": configuration(name, args),
+        "versions": {
+            "python": platform.python_version(),
+            **{lib.__name__: lib.__version__ for lib in (amac_jax, jax, flax, optax, np)},
+        },
+        "device": jax.devices()[0].device_kind,
+        "seconds": time.perf_counter() - began,
+        "failed": found.failed,
+        "scores": {variant: scores.tolist() for variant, scores in found.scores.items()},
+    }
+
+
+def configuration(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    workload = WORKLOADS[name]
+    switches = {
+        technique: [switch.keyword, repr(switch.on), repr(switch.off)]
+        for technique, switch in TECHNIQUES.items()
+    }
+    return {
+        "title": workload.title,
+        "steps": workload.steps,
+        "metric": workload.metric,
+        "seeds": args.seeds,
+        "learning_rate": RATE,
+        "switches": switches,
+    }
+
+
+def read(folder: Path) -> dict[str, Ablation]:
+    found = {}
+    for name, workload in WORKLOADS.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            content = json.loads(path.read_text())
+            scores = {variant: np.asarray(row) for variant, row in content["scores"].items()}
+            effects = effects_of(scores, higher_is_better=workload.sign > 0)
+            found[name] = Ablation(scores, effects, content["failed"])
+    return found
+
+
+def effect_tables(found: dict[str, Ablation]) -> str:
+    """A table for each context; bold where p, corrected for all of its cells, is below 0.05."""
+    parts = []
+    for around, heading in (("amac", "In AMaC, all else as it is"), ("adam", "Added to Adam")):
+        chosen = {
+            name: {effect.technique: effect for effect in one.effects if effect.around == around}
+            for name, one in found.items()
+        }
+        everything = [effect for effects in chosen.values() for effect in effects.values()]
+        corrected = dict(
+            zip(map(id, everything), holm([effect.p for effect in everything]), strict=True)
+        )
+
+        def entry(effect, corrected=corrected) -> str:
+            mark = "**" if corrected[id(effect)] < 0.05 else ""
+            return f"{mark}{effect.mean:+.2g} ± {effect.half_width:.1g}{mark}"
+
+        rows = [
+            [technique, *(entry(effects[technique]) for effects in chosen.values())]
+            for technique in TECHNIQUES
+        ]
+        parts.append(f"### {heading}\n\n" + table(["technique", *found], rows))
+    return "\n".join(parts)
+
+
+def report(folder: Path) -> None:
+    found = read(folder)
+    if not found:
+        print(f"{folder}: nothing is recorded yet")
+        return
+    text = effect_tables(found)
+    (folder / "tables.md").write_text(text)
+    title = "What a technique adds to the test score: green helps, pink hurts"
+    plot_ablation(found, title).savefig(folder / "effects.png", dpi=110)
+    print(text)
+    print(f"tables.md and effects.png are in {folder}")
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="What each technique of AMaC is worth; see the top of this file. For your own "
+        "loss function there is amac_jax.ablate.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
+        help="some of: " + ", ".join(WORKLOADS),
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of every variant, >= 2")
+    parser.add_argument("--width", type=int, default=8, help="runs in one vmap, >= 1")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/ablation"), help="folder for a JSON a workload"
+    )
+    parser.add_argument("--report", action="store_true", help="only the table and the heat map")
+    args = parser.parse_args(argv)
+    if args.seeds < 2 or args.width < 1:
+        parser.error("--seeds must be at least 2 and --width at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name in tqdm(args.workloads, unit="workload", disable=args.report):
+            path = args.out / f"{name}.json"
+            done = json.loads(path.read_text()) if path.exists() else {}
+            if args.report or done.get("configuration") == configuration(name, args):
+                continue
+            partial_file = path.with_suffix(".json.partial")
+            partial_file.write_text(json.dumps(run(name, args), indent=1) + "\n")
+            partial_file.replace(path)
+        report(args.out)
+    except (image_data.DataError, OSError, json.JSONDecodeError) as error:
+        sys.exit(f"ablation.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on after the last finished workload")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""AMaC beside ten optimizers on eleven small jobs, each tuned with the same number of trials.
+
+    python benchmarks/compare.py                    # all that is not yet in --out: two hours
+    python benchmarks/compare.py --workloads digits --optimizers amac adamw   # some of it
+    python benchmarks/compare.py --check digits amac    # run a recorded cell again: is it so?
+    python benchmarks/compare.py --report               # tables and pictures of what is recorded
+
+The protocol. Every optimizer gets 24 quasi-random points of a search space of its own in learning
+rate, weight decay, 1 - b1 and share of warm-up, the same points of the unit cube. The point whose
+run scores best on validation data is run again with 20 other seeds, beside 20 runs of the
+optimizer's defaults, and only these read the test data, once. Runs are vmapped, eight at a time, in
+one jitted program. A run that ends with weights that are not finite counts, as the worst score.
+
+Every finished cell, an optimizer on a workload, is written at once; what is there is not run again
+unless its settings have changed. Several of these commands may run side by side on different
+workloads.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from comparison_report import report
+from contenders import CONTENDERS, Contender, Settings, trials
+from statistics_of_runs import interval
+from tqdm import tqdm
+from workloads import WORKLOADS, Job, Workload, image_data, train
+
+import amac_jax
+
+TRIALS, SEEDS, WIDTH = 24, 20, 8
+TRIAL_SEED, FIRST_SEED = 0, 100  # seeds of the trials, which share one, and of the runs reported
+RESULTS = Path(__file__).parent / "results" / "compare"
+
+
+class Programs(NamedTuple):
+    """Of a workload and an optimizer, for `width` runs at a time."""
+
+    train: Any  # (splits, settings, seeds) -> Run
+    score: Any  # (splits, part, weights) -> scores, and whether weights are finite
+
+
+def programs(workload: Workload, job: Job, contender: Contender) -> Programs:
+    @jax.jit
+    def train_all(splits, settings, seeds):
+        def run(settings, seed):
+            tx = contender.build(settings, workload.steps, seed)
+            return train(workload, job, splits, tx, contender.evaluate, seed)
+
+        return jax.vmap(run)(settings, seeds)
+
+    @jax.jit
+    def score_all(splits, part, weights):
+        def score(weights):
+            leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(weights)]
+            return job.score(weights, splits.train, part), jnp.all(jnp.stack(leaves))
+
+        return jax.lax.map(score, weights)  # one at a time: test data are large
+
+    return Programs(train_all, score_all)
+
+
+def run_all(run, settings: list[Settings], seeds: list[int], bar: tqdm, width: int):
+    """`run` on `width` settings and seeds at a time; NumPy arrays with one row a run."""
+    parts = []
+    for start in range(0, len(seeds), width):
+        chosen = [min(i, len(seeds) - 1) for i in range(start, start + width)]  # filled up
+        stacked = Settings(
+            *(jnp.asarray(c) for c in zip(*(settings[i] for i in chosen), strict=True))
+        )
+        part = jax.device_get(run(stacked, jnp.asarray([seeds[i] for i in chosen])))
+        parts.append(part)
+        bar.update(len(seeds[start : start + width]))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(seeds)], *parts)
+
+
+def cell(workload: Workload, name: str, bar: tqdm, args: argparse.Namespace) -> dict[str, Any]:
+    """What one optimizer does on one workload."""
+    contender, job = CONTENDERS[name], workload.make()
+    splits = jax.device_put(job.splits)
+    program = programs(workload, job, contender)
+    points = trials(contender, args.trials)
+
+    def tune(settings, seeds):
+        run = program.train(splits, settings, seeds)
+        _, finite = program.score(splits, splits.validation, run.evaluated)
+        return run.curve[:, -1], finite
+
+    def final(settings, seeds):
+        run = program.train(splits, settings, seeds)
+        score, finite = program.score(splits, splits.test, run.evaluated)
+        last, _ = program.score(splits, splits.test, run.last)
+        return run.curve, score, last, finite
+
+    began = time.perf_counter()
+    scores, finite = run_all(tune, points, [TRIAL_SEED] * args.trials, bar, args.width)
+    scores = np.where(finite & np.isfinite(scores), scores, workload.worst)
+    best = points[int(np.argmax(workload.sign * scores))]
+    seeds = [args.first_seed + i for i in range(args.seeds)]
+    began_final = time.perf_counter()
+    both = [best] * args.seeds + [contender.default(workload.steps)] * args.seeds
+    curves, tests, lasts, finite = run_all(final, both, seeds * 2, bar, args.width)
+    seconds = time.perf_counter() - began_final  # nothing compiles but the two evaluations
+
+    def rows(part: slice) -> list[dict[str, Any]]:
+        def known(score: Any, is_finite: Any) -> float:
+            return float(score if is_finite and np.isfinite(score) else workload.worst)
+
+        return [
+            {
+                "seed": seed,
+                "test": known(test, fine),
+                "test_of_last_weights": known(last, fine),
+                "failed": not (fine and np.isfinite(test)),
+                "validation": [known(value, True) for value in curve],
+            }
+            for seed, test, last, fine, curve in zip(
+                seeds, tests[part], lasts[part], finite[part], curves[part], strict=True
+            )
+        ]
+
+    return {
+        "configuration": configuration(workload, contender, args),
+        "versions": {
+            "python": platform.python_version(),
+            **{lib.__name__: lib.__version__ for lib in (amac_jax, jax, flax, optax, np)},
+        },
+        "device": f"{jax.devices()[0].device_kind}, {args.cores} cores",
+        "seconds": time.perf_counter() - began,
+        "seconds_per_run": seconds / (2 * args.seeds),
+        "trials": [
+            {**point._asdict(), "validation": float(score)}
+            for point, score in zip(points, scores, strict=True)
+        ],
+        "chosen": best._asdict(),
+        "tuned": rows(slice(0, args.seeds)),
+        "default": rows(slice(args.seeds, None)),
+    }
+
+
+def configuration(workload: Workload, contender: Contender, args: argparse.Namespace):
+    """What a recorded cell must have been run with to be taken as done."""
+    return {
+        "title": workload.title,
+        "steps": workload.steps,
+        "metric": workload.metric,
+        "trials": args.trials,
+        "seeds": args.seeds,
+        "first_seed": args.first_seed,
+        "default": contender.default(workload.steps)._asdict(),
+        "low": contender.low._asdict(),
+        "high": contender.high._asdict(),
+    }
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        fail(f"{path}: not what this program writes ({error}); delete it")
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    partial_file = path.with_suffix(".json.partial")
+    partial_file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    partial_file.replace(path)
+
+
+def compare(args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    for workload_name in args.workloads:
+        workload, path = WORKLOADS[workload_name], args.out / f"{workload_name}.json"
+        for name in args.optimizers:
+            wanted = configuration(workload, CONTENDERS[name], args)
+            done = recorded(path).get(name)
+            if done and done["configuration"] == wanted and name not in args.again:
+                continue
+            title = f"{workload_name}, {name}"
+            with tqdm(total=args.trials + 2 * args.seeds, desc=title, unit="run") as bar:
+                result = cell(workload, name, bar, args)
+            write(path, {**recorded(path), name: result})
+            tests = [row["test"] for row in result["tuned"]]
+            middle, half = interval(tests)
+            tqdm.write(f"{title}: {middle:.3f} ± {half:.3f} {workload.metric}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Runs a recorded cell again from nothing and says whether it comes out as recorded."""
+    workload_name, name = args.check
+    if workload_name not in WORKLOADS or name not in CONTENDERS:
+        fail(f"--check takes a workload and an optimizer, got {workload_name} {name}")
+    before = recorded(RESULTS / f"{workload_name}.json").get(name)
+    if before is None:
+        fail(f"{RESULTS / workload_name}.json has no {name}")
+    workload = WORKLOADS[workload_name]
+    with tqdm(total=args.trials + 2 * args.seeds, unit="run") as bar:
+        after = cell(workload, name, bar, args)
+    for kind in ("tuned", "default"):
+        middle, half = interval([row["test"] for row in before[kind]])
+        now, _ = interval([row["test"] for row in after[kind]])
+        inside = abs(now - middle) <= max(half, 1e-6)
+        print(
+            f"{kind:8s} recorded {middle:.3f} ± {half:.3f}, now {now:.3f} {workload.metric}: "
+            + ("inside the interval" if inside else "OUTSIDE the interval")
+        )
+    print(f"{after['seconds']:.0f} s")
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Compare optimizers, each tuned with the same number of trials; see the top of "
+        "this file.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
+        help="some of: " + ", ".join(WORKLOADS),
+    )  # fmt: skip
+    parser.add_argument(
+        "--optimizers", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME",
+        help="some of: " + ", ".join(CONTENDERS),
+    )  # fmt: skip
+    parser.add_argument(
+        "--again", nargs="+", choices=CONTENDERS, default=[], metavar="NAME",
+        help="optimizers to run even if they are recorded",
+    )  # fmt: skip
+    parser.add_argument("--trials", type=whole, default=TRIALS, help="points of each search space")
+    parser.add_argument("--seeds", type=whole, default=SEEDS, help="runs that are reported, >= 2")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of those")
+    parser.add_argument("--width", type=whole, default=WIDTH, help="runs in one vmap")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/comparison"), help="folder for a JSON a workload"
+    )
+    parser.add_argument(
+        "--check", nargs=2, metavar=("WORKLOAD", "OPTIMIZER"),
+        help="run a cell of benchmarks/results/compare again",
+    )  # fmt: skip
+    parser.add_argument("--report", action="store_true", help="only tables and pictures of --out")
+    args = parser.parse_args(argv)
+    if args.seeds < 2:
+        parser.error("--seeds must be at least 2")
+    args.cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    )
+    return args
+
+
+def whole(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def fail(error: Exception | str) -> NoReturn:
+    sys.exit(f"compare.py: error: {error}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    try:
+        if args.check:
+            check(args)
+        elif args.report:
+            report(args.out)
+        else:
+            compare(args)
+            report(args.out)
+    except (image_data.DataError, OSError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on after the last finished cell")
+
+
+if __name__ == "__main__":
+    main()

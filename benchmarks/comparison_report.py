@@ -1,0 +1,261 @@
+"""Tables and pictures of what `compare.py` has recorded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contenders import CONTENDERS
+from matplotlib.figure import Figure
+from statistics_of_runs import holm, interval, welch
+from workloads import POINTS, WORKLOADS
+
+LEVEL = 0.05  # of significance, after Holm's correction
+Cells = dict[str, dict[str, Any]]  # workload -> optimizer -> what was recorded
+
+
+def read(folder: Path) -> Cells:
+    """What is recorded, in the order of `WORKLOADS` and `CONTENDERS`."""
+    cells = {}
+    for name in WORKLOADS:
+        path = folder / f"{name}.json"
+        content = json.loads(path.read_text()) if path.exists() else {}
+        cells[name] = {other: content[other] for other in CONTENDERS if other in content}
+    return {name: row for name, row in cells.items() if row}
+
+
+def scores_of(cell: dict[str, Any], kind: str = "tuned", what: str = "test") -> list[float]:
+    return [row[what] for row in cell[kind]]
+
+
+def shown(cell: dict[str, Any], kind: str = "tuned", what: str = "test") -> str:
+    middle, half = interval(scores_of(cell, kind, what))
+    failed = sum(row["failed"] for row in cell[kind])
+    return f"{middle:.2f} ± {half:.2f}" + (f" ({failed} failed)" if failed else "")
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+class Verdicts(dict):
+    """Workload -> (difference in favour of the first, half of its interval, corrected p)."""
+
+    def __init__(self, cells: Cells, first: tuple[str, str], second: tuple[str, str]):
+        pairs = {
+            name: welch(scores_of(row[first[0]], first[1]), scores_of(row[second[0]], second[1]))
+            for name, row in cells.items()
+            if first[0] in row and second[0] in row
+        }
+        corrected = holm([p for _, _, p in pairs.values()]) if pairs else []
+        super().__init__(
+            (name, (WORKLOADS[name].sign * difference, half, p))
+            for (name, (difference, half, _)), p in zip(pairs.items(), corrected, strict=True)
+        )
+
+    def count(self, sign: int) -> int:
+        """On how many workloads the first is significantly better (1) or worse (-1)."""
+        return sum(sign * gain > 0 and p < LEVEL for gain, _, p in self.values())
+
+    def cell(self, name: str) -> str:
+        gain, half, p = self[name]
+        mark = "" if p >= LEVEL else "**" if gain > 0 else "*"
+        return f"{mark}{gain:+.3f} ± {half:.3f}{mark}, p = {p:.2g}"
+
+
+def best_or_tied(cells: Cells) -> list[str]:
+    """Workloads on which no opponent's tuned mean is significantly better than AMaC's.
+
+    Against all opponents of a workload, with Holm's correction for their number.
+    """
+    names = []
+    for name, row in cells.items():
+        others = [other for other in row if other != "amac"]
+        if "amac" not in row or not others:
+            continue
+        results = [welch(scores_of(row["amac"]), scores_of(row[other])) for other in others]
+        corrected = holm([p for _, _, p in results])
+        gains = [WORKLOADS[name].sign * gain for gain, _, _ in results]
+        if not any(gain < 0 and p < LEVEL for gain, p in zip(gains, corrected, strict=True)):
+            names.append(name)
+    return names
+
+
+def main_table(cells: Cells) -> str:
+    rows = []
+    tuned = Verdicts(cells, ("amac", "tuned"), ("adamw", "tuned"))
+    untuned = Verdicts(cells, ("amac", "default"), ("adamw", "tuned"))
+    for name in tuned:
+        row, workload = cells[name], WORKLOADS[name]
+        others = [other for other in row if other != "amac"]
+        best = max(others, key=lambda other: workload.sign * np.mean(scores_of(row[other])))
+        rows.append(
+            [
+                name,
+                workload.metric + ("" if workload.sign > 0 else ", less is better"),
+                shown(row["adamw"]),
+                shown(row["amac"]),
+                tuned.cell(name),
+                shown(row["amac"], "default"),
+                untuned.cell(name),
+                f"{best} {shown(row[best])}",
+            ]
+        )
+    head = ["workload", "test", "`adamw`, tuned", "`amac`, tuned", "its gain", "`amac`, untuned"]
+    head += ["its gain over tuned `adamw`", "best other, tuned"]
+    tied = best_or_tied(cells)
+    lines = [
+        table(head, rows),
+        f"Tuned `amac` against tuned `adamw`: better on {tuned.count(1)} of {len(tuned)} "
+        f"workloads, worse on {tuned.count(-1)}. Untuned `amac` against tuned `adamw`: better on "
+        f"{untuned.count(1)}, worse on {untuned.count(-1)}. No opponent is better than tuned "
+        f"`amac` on {len(tied)}: {', '.join(tied) or 'none'}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def score_table(cells: Cells, kind: str) -> str:
+    names = [name for name in CONTENDERS if any(name in row for row in cells.values())]
+    rows = [
+        [f"`{name}`", *(shown(row[name], kind) if name in row else "" for row in cells.values())]
+        for name in names
+    ]
+    return table(["", *cells], rows)
+
+
+def steps_to_target(name: str, cell: dict[str, Any]) -> float:
+    """The steps after which the mean validation score of the tuned runs is at the target."""
+    workload = WORKLOADS[name]
+    curve = np.mean([row["validation"] for row in cell["tuned"]], axis=0)
+    reached = workload.sign * curve >= workload.sign * workload.target
+    return float((reached.argmax() + 1) * workload.steps / POINTS if reached.any() else np.inf)
+
+
+def target_table(cells: Cells) -> str:
+    def entry(workload: str, row: dict[str, Any], name: str) -> str:
+        if name not in row or not np.isfinite(steps := steps_to_target(workload, row[name])):
+            return "-"
+        seconds = row[name]["seconds_per_run"] * steps / WORKLOADS[workload].steps
+        return f"{steps:.0f} ({seconds:.2f} s)"
+
+    names = [name for name in CONTENDERS if any(name in row for row in cells.values())]
+    rows = [
+        [f"`{name}`", *(entry(workload, row, name) for workload, row in cells.items())]
+        for name in names
+    ]
+    head = [f"{name}: {WORKLOADS[name].target:g}" for name in cells]
+    return table(["", *head], rows)
+
+
+def settings_table(cells: Cells) -> str:
+    def entry(cell: dict[str, Any]) -> str:
+        chosen = cell["chosen"]
+        return (
+            f"{chosen['learning_rate']:.2g}, {chosen['weight_decay']:.2g}, "
+            f"{1 - chosen['one_minus_b1']:.2f}, {chosen['warmup_share']:.2f}"
+        )
+
+    names = [name for name in CONTENDERS if any(name in row for row in cells.values())]
+    rows = [
+        [f"`{name}`", *(entry(row[name]) if name in row else "" for row in cells.values())]
+        for name in names
+    ]
+    return table(["", *cells], rows)
+
+
+def colour(name: str) -> str:
+    return {"amac": "C3", "adamw": "C0"}.get(name, "0.45")
+
+
+def draw_scores(cells: Cells) -> Figure:
+    """A panel a workload: test scores of all optimizers, tuned and with their defaults."""
+    columns = min(4, len(cells))
+    lines = -(-len(cells) // columns)
+    names = [name for name in CONTENDERS if any(name in row for row in cells.values())][::-1]
+    size = (3 * columns + 1, (0.24 * len(names) + 0.9) * lines + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    for axes in grid.ravel()[len(cells) :]:
+        axes.axis("off")
+    for (workload_name, row), axes in zip(cells.items(), grid.ravel(), strict=False):
+        workload = WORKLOADS[workload_name]
+        tuned = {}
+        for height, name in enumerate(names):
+            if name not in row:
+                continue
+            for kind, look in (("default", {"mfc": "white", "alpha": 0.6}), ("tuned", {})):
+                middle, half = interval(scores_of(row[name], kind))
+                lift = 0.17 if kind == "default" else -0.1
+                axes.errorbar(
+                    middle, height + lift, xerr=half, fmt="o", markersize=4.5, capsize=2,
+                    color=colour(name), **look,
+                )  # fmt: skip
+                if kind == "tuned":
+                    tuned[name] = (middle, half)
+        middles = np.array([middle for middle, _ in tuned.values()])
+        best = workload.sign * np.max(workload.sign * middles)
+        # What lies far behind the middle of the field would squeeze the rest together.
+        far = workload.sign * np.median(workload.sign * middles) - best
+        width = max(2.5 * abs(far), 3 * max(half for _, half in tuned.values()), 1e-3)
+        ends = sorted([best - workload.sign * width, best + workload.sign * 0.35 * width])
+        axes.set_xlim(*(ends if workload.sign > 0 else ends[::-1]))
+        if "adamw" in tuned:
+            axes.axvline(tuned["adamw"][0], color="C0", linewidth=0.8, alpha=0.5)
+        axes.set_title(workload_name, fontsize=10)
+        axes.set_xlabel(workload.metric + workload.unit, fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_yticks(range(len(names)), names)
+        axes.grid(axis="x", alpha=0.3)
+    figure.suptitle(
+        "Test scores, better to the right: mean and 95 % interval of the seeds; ● tuned with the "
+        "same number of trials, ○ defaults. Line: tuned adamw",
+        fontsize=10,
+    )
+    return figure
+
+
+def draw_profile(cells: Cells) -> Figure:
+    """Dolan and Moré's performance profile of the steps to the target."""
+    names = [name for name in CONTENDERS if all(name in row for row in cells.values())]
+    steps = np.array([[steps_to_target(w, row[n]) for w, row in cells.items()] for n in names])
+    with np.errstate(invalid="ignore"):
+        ratios = steps / steps.min(axis=0) if names else steps
+    ratios = np.where(np.isfinite(steps), ratios, np.inf)
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, row) in enumerate(zip(names, ratios, strict=True)):
+        known = np.sort(row[np.isfinite(row)])
+        x = np.concatenate([[1.0], known, [4.0]])
+        y = np.concatenate([[0.0], np.arange(1, len(known) + 1), [len(known)]]) / len(cells)
+        width = 2.5 if name in ("amac", "adamw") else 1
+        dashes = ("-", "--", "-.", ":")[number % 4]
+        axes.step(x, y, where="post", label=name, linestyle=dashes, linewidth=width)
+    axes.set(
+        xlim=(1, 4), ylim=(0, 1.02), xlabel="steps to the target / those of the fastest",
+        ylabel="part of the workloads",
+    )  # fmt: skip
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right", ncols=2)
+    return figure
+
+
+def report(folder: Path) -> None:
+    """Writes tables.md, scores.png and profile.png into `folder` and prints the main table."""
+    cells = read(folder)
+    if not cells:
+        print(f"{folder}: nothing is recorded yet")
+        return
+    parts = [
+        ("AMaC and AdamW", main_table(cells)),
+        ("Tuned", score_table(cells, "tuned")),
+        ("Defaults", score_table(cells, "default")),
+        ("Steps and seconds to the target, tuned", target_table(cells)),
+        ("Chosen: learning rate, weight decay, b1, share of warm-up", settings_table(cells)),
+    ]
+    text = "\n".join(f"## {title}\n\n{part}" for title, part in parts)
+    (folder / "tables.md").write_text(text)
+    draw_scores(cells).savefig(folder / "scores.png", dpi=110)
+    draw_profile(cells).savefig(folder / "profile.png", dpi=110)
+    print(parts[0][1])
+    print(f"tables.md, scores.png and profile.png are in {folder}")

@@ -1,0 +1,196 @@
+"""`ablate` against runs written out by hand, and on techniques that must or cannot help."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+import amac_jax
+from amac_jax import ablate
+from amac_jax.ablation import TECHNIQUES, effects_of
+
+X = jax.random.normal(jax.random.key(0), (6, 8, 3))
+TARGET = jnp.array([[1.0, -2.0], [0.5, 0.0], [2.0, 1.0]])
+START = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+STEPS, RATE = 12, 0.05
+
+
+def loss(params, x):
+    return jnp.mean((x @ params["kernel"] + params["bias"] - x @ TARGET) ** 2)
+
+
+def score(params):
+    return jnp.sum((params["kernel"] - TARGET) ** 2)
+
+
+def run_by_hand(tx, weights):
+    """Whole passes over the batches in their order: with one batch there is but one order."""
+    params, state = START, tx.init(START)
+    for _ in range(STEPS):
+        updates, state = tx.update(jax.grad(loss)(params, X[0]), state, params)
+        params = optax.apply_updates(params, updates)
+    return float(score(weights(state, params)))
+
+
+def averaged(state, params):
+    return amac_jax.averaged_params(state, params)
+
+
+def last(state, params):
+    return params
+
+
+def test_each_variant_is_the_optimizer_that_its_name_says():
+    """With one batch there is one order, and without noise nothing is random."""
+    names = ("averaging", "lookahead", "momentum", "weight decay", "cosine", "warm-up")
+    found = ablate(
+        loss, START, X[:1], learning_rate=RATE, steps=STEPS, score_fn=score, seeds=2,
+        techniques=names,
+    )  # fmt: skip
+    assert len(found.scores) == 2 * (1 + len(names))
+
+    def amac(**changes):
+        return amac_jax.amac(RATE, STEPS, **changes)
+
+    def adam(**changes):
+        return amac_jax.adam(RATE, **changes)
+
+    cosine = amac_jax.warmup_cosine(RATE, STEPS, 0, end=0.3 * RATE)
+    expected = {
+        "amac": (amac(), averaged),
+        "adam": (adam(), last),
+        "amac without averaging": (amac(), last),
+        "amac without lookahead": (amac(sync_period=None), averaged),
+        "amac with momentum": (amac(momentum=0.5), averaged),
+        "amac without weight decay": (amac(weight_decay=None), averaged),
+        "amac without cosine": (amac(end_ratio=1.0), averaged),
+        "amac without warm-up": (amac(warmup_steps=0), averaged),
+        "adam with averaging": (adam(average_start=9, average_period=5), averaged),
+        "adam with lookahead": (adam(sync_period=5, slow_step_size=0.8), last),
+        "adam with momentum": (adam(momentum=0.5, dampening=0.5), last),
+        "adam with weight decay": (adam(weight_decay=2 / (RATE * STEPS)), last),
+        "adam with cosine": (amac_jax.adam(cosine), last),
+        "adam with warm-up": (
+            amac_jax.adam(amac_jax.warmup_cosine(RATE, STEPS, 1.2, end=RATE)),
+            last,
+        ),
+    }
+    assert found.scores.keys() == expected.keys()
+    for name, (tx, weights) in expected.items():
+        value = run_by_hand(tx, weights)
+        np.testing.assert_allclose(found.scores[name], value, rtol=2e-5, err_msg=name)
+
+
+def test_effects_are_paired_differences_with_students_interval():
+    rows = {"adam": [1.0, 2.0, 4.0], "adam with noise": [2.0, 2.5, 6.0]}
+    rows |= {"amac": [1.0, 1.0, 1.0], "amac with noise": [0.0, 1.0, 0.5]}
+    for sign, higher in ((1, True), (-1, False)):
+        adam, amac = effects_of(rows, higher_is_better=higher)
+        assert (adam.technique, adam.around, amac.around) == ("noise", "adam", "amac")
+        assert adam.mean == pytest.approx(sign * 3.5 / 3)
+        assert amac.mean == pytest.approx(sign * -0.5)
+        test = stats.ttest_rel(rows["adam with noise"], rows["adam"])
+        low, high = test.confidence_interval(0.95)
+        assert adam.p == pytest.approx(test.pvalue)
+        assert adam.half_width == pytest.approx((high - low) / 2)
+
+
+def test_what_cannot_matter_has_no_effect_and_what_must_help_does():
+    """A vector has no fan-in; the mean of noisy weights is nearer the middle than the last ones."""
+
+    def noisy(w, noise):
+        return jnp.sum(w**2) / 2 + jnp.vdot(w, noise)
+
+    found = ablate(
+        noisy,
+        lambda key: 3 * jax.random.normal(key, (20,)),
+        lambda key: jax.random.normal(key, (20,)),
+        learning_rate=0.2,
+        steps=1500,
+        score_fn=lambda w: jnp.sum(w**2),
+        seeds=6,
+        techniques=("centralization", "weight decay", "averaging"),
+        width=5,
+    )
+    effects = {(e.technique, e.around): e for e in found.effects}
+    for around in ("adam", "amac"):
+        for technique in ("centralization", "weight decay"):
+            effect = effects[technique, around]
+            assert (effect.mean, effect.half_width, effect.p) == (0.0, 0.0, 1.0)
+        assert effects["averaging", around].mean > effects["averaging", around].half_width > 0
+    scores = found.scores["amac"]
+    assert len(set(scores.tolist())) == 6  # each seed begins elsewhere and meets other noise
+    assert not found.failed
+    text = str(found).splitlines()
+    assert text[0].split() == ["technique", "added", "to", "adam", "p", "in", "amac", "p"]
+    assert [line.split("  ")[0] for line in text[1:]] == [
+        "centralization",
+        "weight decay",
+        "averaging",
+    ]
+
+
+def test_settings_are_the_values_at_which_techniques_are_on():
+    found = ablate(
+        loss, START, X[:1], learning_rate=RATE, steps=STEPS, score_fn=score, seeds=2,
+        techniques=("lookahead",), slow_step_size=0.3, sync_period=2, b1=0.5,
+    )  # fmt: skip
+    same = {"sync_period": 2, "slow_step_size": 0.3, "b1": 0.5}
+    value = run_by_hand(amac_jax.amac(RATE, STEPS, **same), averaged)
+    np.testing.assert_allclose(found.scores["amac"], value, rtol=2e-5)
+    value = run_by_hand(amac_jax.adam(RATE, **same), last)
+    np.testing.assert_allclose(found.scores["adam with lookahead"], value, rtol=2e-5)
+
+
+def test_without_a_score_it_is_the_loss_over_all_batches_once_through():
+    found = ablate(loss, START, X, learning_rate=0.0001, seeds=2, techniques=("averaging",))
+    at_start = np.mean([loss(START, x) for x in X])
+    np.testing.assert_allclose(found.scores["adam"], at_start, rtol=0.01)
+    assert np.all(found.scores["adam"] < at_start)
+
+
+def test_a_run_without_a_finite_score_counts_as_the_worst():
+    same = {"learning_rate": 0.08, "steps": 18, "seeds": 3, "techniques": ("lookahead",)}
+    everything = ablate(loss, START, X, score_fn=score, **same).scores
+    limit = np.median(np.concatenate(list(everything.values())))
+
+    def score_or_nan(params):
+        return jnp.where(score(params) > limit, jnp.nan, score(params))
+
+    found = ablate(loss, START, X, score_fn=score_or_nan, **same)
+    expected = {name: int(np.sum(row > limit)) for name, row in everything.items()}
+    assert found.failed == {name: count for name, count in expected.items() if count}
+    worst = max(row[row <= limit].max(initial=0) for row in everything.values())
+    for name, row in everything.items():
+        np.testing.assert_allclose(found.scores[name], np.minimum(row, worst), rtol=1e-6)
+    with pytest.raises(ValueError, match="score_fn must be finite for some run"):
+        ablate(loss, START, X, score_fn=lambda params: jnp.nan, seeds=2, techniques=("noise",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"techniques": ("lookahed",)}, "techniques must be among clipping by norm.*'lookahed'"),
+        ({"seeds": 1}, r"seeds must be a whole number in \[2, inf\), got 1"),
+        ({"steps": 0}, r"steps must be a whole number in \[1, inf\), got 0"),
+        ({"width": 2.5}, r"width must be a whole number in \[1, inf\), got 2.5"),
+        ({"learning_rate": -1.0}, r"learning_rate must be in \(0, inf\)"),
+        ({"batches": {"x": X, "y": X[:3]}}, "batches must be arrays with one first axis"),
+        ({"batches": lambda key: X[0]}, "steps must be given where batches is a function"),
+        ({"batches": lambda key: X[0], "steps": 3}, "score_fn must be given where batches"),
+        ({"loss_fn": lambda params, x: x}, "loss_fn must return a scalar, got shape"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(changes, message):
+    arguments = {"loss_fn": loss, "params": START, "batches": X, **changes}
+    with pytest.raises(ValueError, match=message) as error:
+        ablate(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_every_technique_of_amac_has_a_switch():
+    keywords = {switch.keyword for switch in TECHNIQUES.values()}
+    assert {"centralize", "noise", "clip_value", "momentum", "weight_decay"} <= keywords
+    assert {"slow_step_size", "average_start", "warmup_steps", "end_ratio"} <= keywords

@@ -1,0 +1,277 @@
+"""The comparison and the ablation: what is compared, how it counts, and that nothing is lost."""
+
+import json
+
+import ablation
+import compare
+import comparison_report
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contenders import CONTENDERS, Settings, trials
+from statistics_of_runs import holm, interval, paired, welch
+from workloads import POINTS, WORKLOADS, Workload, image_data, mnist_splits, train
+
+import amac_jax
+from tests.helpers import assert_same_bits
+
+SMALL = ["--trials", "2", "--seeds", "2", "--width", "2"]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Rosenbrock's function for 40 steps, in the place of all workloads."""
+    whole = WORKLOADS["rosenbrock-20"]
+    fields = {name: getattr(whole, name) for name in Workload.__dataclass_fields__}
+    workload = Workload(**{**fields, "steps": 40})
+    for module in (compare, comparison_report, ablation):
+        monkeypatch.setattr(module, "WORKLOADS", {"short": workload})
+    return workload
+
+
+def content(folder):
+    return json.loads((folder / "short.json").read_text())
+
+
+# What is compared.
+
+
+def test_every_contender_gets_the_same_points_of_its_own_space():
+    unit = {}
+    for name, contender in CONTENDERS.items():
+        points = trials(contender, 24)
+        assert len(set(points)) == 24
+        low, high = np.array(contender.low), np.array(contender.high)
+        values = np.array(points)
+        assert np.all((values >= low * (1 - 1e-9)) & (values <= high * (1 + 1e-9)))
+        logs = np.log(values[:, :3] / low[:3]) / np.log(high[:3] / low[:3])
+        shares = (values[:, 3:] - low[3]) / (high[3] - low[3])
+        unit[name] = np.hstack([logs, shares])
+        quarters = np.floor(4 * unit[name].clip(0, 0.999))
+        assert all(len(set(column)) == 4 for column in quarters.T)  # no part is left out
+    for points in unit.values():
+        np.testing.assert_allclose(points, unit["adamw"], atol=1e-6)
+
+
+def test_amac_by_default_is_amac_with_a_rate_and_a_number_of_steps():
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    contender = CONTENDERS["amac"]
+    default = contender.default(50)
+    built, plain = contender.build(default, 50, 0), amac_jax.amac(default.learning_rate, 50)
+    one, other = (jax.jit(tx.update)(params, tx.init(params), params)[0] for tx in (built, plain))
+    assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_has_its_four_hyperparameters(name):
+    """Each of them changes where five steps lead, and the weights to evaluate are of its state."""
+    contender = CONTENDERS[name]
+    base = Settings(0.01, 0.5, 0.2, 0.2)
+    gradients = {"kernel": jnp.array([[1.0, -2.0], [0.5, 1.0]]), "bias": jnp.ones(2)}
+
+    def path(settings):
+        tx = contender.build(settings, 10, 0)
+        params = jax.tree.map(jnp.ones_like, gradients)
+        state = tx.init(params)
+        for count in range(5):
+            scaled = jax.tree.map(lambda g, c=count: g * (-1.0) ** c + 0.1 * g**2, gradients)
+            updates, state = tx.update(scaled, state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+        return contender.evaluate(state, params)["kernel"]
+
+    other = Settings(0.02, 0.1, 0.003, 0.5)
+    changes = [base, *(base._replace(**{name: v}) for name, v in other._asdict().items())]
+    stacked = Settings(*map(jnp.array, zip(*changes, strict=True)))
+    first, *others = np.asarray(jax.jit(jax.vmap(path))(stacked))
+    assert np.all(np.isfinite(first))
+    for field, other in zip(Settings._fields, others, strict=True):
+        assert np.any(first != other), field
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_workload_begins_with_a_loss_and_a_score(name):
+    workload = WORKLOADS[name]
+    try:
+        job = workload.make()
+    except image_data.DataError as error:
+        pytest.skip(f"needs MNIST and tiny Shakespeare in AMAC_JAX_DATA: {error}")
+    key = jax.random.key(0)
+
+    @jax.jit
+    def begin(splits):
+        params = job.init(key)
+        batch = job.batch(key, splits.train)
+        gradients = jax.grad(job.loss)(params, batch)
+        size = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradients))
+        return job.loss(params, batch), size, job.score(params, splits.train, splits.validation)
+
+    loss, size, score = begin(jax.device_put(job.splits))
+    assert np.all(np.isfinite([loss, size, score]))
+    assert size > 0
+    assert workload.steps % POINTS == 0
+    # It is not yet where it is to get, and better than what failed.
+    assert workload.sign * score < workload.sign * workload.target
+    assert workload.sign * score > workload.sign * workload.worst
+
+
+def test_wrong_labels_are_wrong_in_training_alone():
+    try:
+        right, wrong = mnist_splits(5000), mnist_splits(5000, wrong_labels=0.2)
+    except image_data.DataError as error:
+        pytest.skip(f"needs MNIST in AMAC_JAX_DATA: {error}")
+    np.testing.assert_array_equal(right.train[0], wrong.train[0])
+    assert np.mean(right.train[1] != wrong.train[1]) == pytest.approx(0.2, abs=0.02)
+    assert np.all((wrong.train[1] >= 0) & (wrong.train[1] < 10))
+    for part in ("validation", "test"):
+        np.testing.assert_array_equal(getattr(right, part)[1], getattr(wrong, part)[1])
+
+
+def test_a_run_is_scored_as_it_goes(short):
+    job = short.make()
+    tx = amac_jax.adam(0.05, average_start=30)
+    run = jax.jit(lambda seed: train(short, job, job.splits, tx, amac_jax.averaged_params, seed))(7)
+    assert run.curve.shape == (POINTS,)
+    np.testing.assert_allclose(run.curve[-1], job.score(run.evaluated, None, None), rtol=1e-5)
+    assert np.any(run.last != run.evaluated)
+    again = jax.jit(
+        lambda seed: train(short, job, job.splits, tx, lambda state, params: params, seed)
+    )(7)
+    np.testing.assert_allclose(run.curve[: POINTS // 2], again.curve[: POINTS // 2], rtol=1e-5)
+
+
+# How it is counted.
+
+
+def test_tests_are_those_of_scipy_and_failures_count():
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.3026527 / 3**0.5))
+    difference, half, p = welch([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0])
+    assert (difference, p) == (pytest.approx(-1.5), pytest.approx(0.3338, abs=1e-4))
+    assert half > 0
+    assert welch([1.0, 1.0], [1.0, 1.0]) == (0.0, 0.0, 1.0)
+    assert welch([2.0, 2.0], [1.0, 1.0]) == (1.0, 0.0, 0.0)
+    assert paired([0.0, 0.0]) == (0.0, 0.0, 1.0)
+    assert holm([0.04, 0.01, 0.5, 0.02]) == pytest.approx([0.08, 0.04, 0.5, 0.06])
+
+
+def made(tests, **changes):
+    row = {"failed": False, "validation": [0.0] * (POINTS - 1) + [-2.0]}
+    rows = [{"seed": i, "test": test, **row} for i, test in enumerate(tests)]
+    chosen = Settings(0.1, 0.1, 0.1, 0.1)._asdict()
+    return {"tuned": rows, "default": rows, "chosen": chosen, "seconds_per_run": 1.0, **changes}
+
+
+def test_verdicts_follow_the_sign_of_the_metric(short):
+    low, high = [-3.0, -3.1, -2.9], [-1.0, -1.1, -0.9]
+    cells = {"short": {"amac": made(low), "adamw": made(high), "lion": made(low)}}
+    verdicts = comparison_report.Verdicts(cells, ("amac", "tuned"), ("adamw", "tuned"))
+    gain, half, p = verdicts["short"]
+    assert gain == pytest.approx(2.0)  # less is better here
+    assert (verdicts.count(1), verdicts.count(-1)) == (1, 0)
+    assert p < 0.001 < half
+    assert comparison_report.best_or_tied(cells) == ["short"]
+    behind = {"short": {"amac": made(high), "adamw": made(low)}}
+    assert comparison_report.best_or_tied(behind) == []
+    assert comparison_report.steps_to_target("short", cells["short"]["amac"]) == 40
+    text = comparison_report.main_table(cells)
+    assert "**+2.000 ± " in text
+    assert "better on 1 of 1 workloads, worse on 0" in text
+    never = made(low)
+    never["tuned"][0]["validation"] = [9.0] * POINTS
+    assert comparison_report.steps_to_target("short", never) == np.inf
+
+
+# Nothing is lost.
+
+
+def test_a_cell_is_recorded_reported_resumed_and_checked(short, tmp_path, monkeypatch, capsys):
+    out = ["--out", str(tmp_path), "--workloads", "short"]
+    compare.main([*SMALL, *out, "--optimizers", "amac", "adamw"])
+    cells = content(tmp_path)
+    assert list(cells) == ["amac", "adamw"]
+    for name, cell in cells.items():
+        assert len(cell["trials"]) == len(cell["tuned"]) == len(cell["default"]) == 2
+        best = min(cell["trials"], key=lambda trial: trial["validation"])
+        assert {**cell["chosen"], "validation": best["validation"]} == best
+        assert [row["seed"] for row in cell["tuned"]] == [100, 101]
+        assert all(len(row["validation"]) == POINTS for row in cell["tuned"])
+        assert cell["versions"]["jax"] == jax.__version__
+        assert not any(row["failed"] for row in cell["tuned"]), name
+    for name in ("tables.md", "scores.png", "profile.png"):
+        assert (tmp_path / name).stat().st_size > 500
+    assert "Tuned `amac` against tuned `adamw`" in capsys.readouterr().out
+
+    ran = []
+
+    def counted(workload, name, bar, args):
+        ran.append(name)
+        return cells["adamw"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "cell", counted)
+        compare.main([*SMALL, *out, "--optimizers", "amac", "adamw", "lion"])
+        assert ran == ["lion"]
+        assert content(tmp_path)["amac"] == cells["amac"]
+        compare.main(["--trials", "3", *SMALL[2:], *out, "--optimizers", "amac"])
+        assert ran == ["lion", "amac"]  # other settings, so not yet done
+
+    capsys.readouterr()
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    compare.main([*SMALL, "--check", "short", "adamw"])
+    assert capsys.readouterr().out.count("inside the interval") == 2
+    altered = content(tmp_path)
+    for row in altered["adamw"]["tuned"]:
+        row["test"] += 10.0
+    (tmp_path / "short.json").write_text(json.dumps(altered))
+    compare.main([*SMALL, "--check", "short", "adamw"])
+    assert "OUTSIDE the interval" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="has no muon"):
+        compare.main([*SMALL, "--check", "short", "muon"])
+    with pytest.raises(SystemExit, match="--check takes a workload and an optimizer, got a b"):
+        compare.main([*SMALL, "--check", "a", "b"])
+
+
+def test_a_run_that_diverges_counts_as_the_worst(short, tmp_path, monkeypatch):
+    sgd = CONTENDERS["sgd"]
+    wild = sgd._replace(low=sgd.high._replace(learning_rate=10.0), high=sgd.high)
+    monkeypatch.setitem(CONTENDERS, "sgd", wild)
+    out = ["--out", str(tmp_path), "--workloads", "short", "--optimizers", "sgd"]
+    compare.main([*SMALL, *out])
+    cell = content(tmp_path)["sgd"]
+    assert all(row["failed"] for row in cell["tuned"])
+    assert {row["test"] for row in cell["tuned"]} == {short.worst}
+    assert {trial["validation"] for trial in cell["trials"]} == {short.worst}
+
+
+def test_the_ablation_is_recorded_reported_and_resumed(short, tmp_path, monkeypatch, capsys):
+    arguments = ["--seeds", "2", "--out", str(tmp_path), "--workloads", "short"]
+    ablation.main(arguments)
+    recorded = content(tmp_path)
+    assert len(recorded["scores"]) == 22
+    assert (tmp_path / "effects.png").stat().st_size > 1000
+    text = capsys.readouterr().out
+    assert "| centralization | +0 ± 0 |" in text  # a vector has no fan-in
+    monkeypatch.setattr(ablation, "run", None)
+    ablation.main(arguments)
+    assert content(tmp_path) == recorded
+
+
+@pytest.mark.parametrize(
+    ("program", "argv", "message"),
+    [
+        (compare, ["--workloads", "cifar"], "invalid choice: 'cifar'"),
+        (compare, ["--seeds", "1"], "--seeds must be at least 2"),
+        (compare, ["--trials", "0"], "must be at least 1, got 0"),
+        (ablation, ["--seeds", "1"], "--seeds must be at least 2"),
+    ],
+)
+def test_bad_options_are_one_line(program, argv, message, capsys):
+    with pytest.raises(SystemExit):
+        program.main(argv)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_broken_results_are_named(short, tmp_path):
+    (tmp_path / "short.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"compare.py: error: .*short.json"):
+        compare.main([*SMALL, "--out", str(tmp_path), "--workloads", "short"])
