@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy import stats
 
 from amac_jax.batches import batch_at, number_of_batches, random_order
 from amac_jax.inspection import averaged_params
@@ -81,7 +80,7 @@ def ablate(
     params: Any,
     batches: Any,
     *,
-    learning_rate: float = 4e-3,
+    learning_rate: float = 5e-3,
     steps: int | None = None,
     score_fn: Callable[[Any], Any] | None = None,
     higher_is_better: bool = False,
@@ -144,23 +143,24 @@ def ablate(
         if value is not None and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{name} must be a whole number in [{least}, inf), got {value!r}")
     check("learning_rate", learning_rate, "(0, inf)")
+    make_batch = batches if _is_function(batches) else None
     if steps is None:
-        if callable(batches):
+        if make_batch:
             raise ValueError("steps must be given where batches is a function, got None")
         steps = number_of_batches(batches)
-    if score_fn is None and callable(batches):
+    if score_fn is None and make_batch:
         raise ValueError("score_fn must be given where batches is a function, got None")
     key = typed_key(key_data(key), like=key)
     job = _Job(
         loss_fn=loss_fn,
-        make=params if callable(params) else lambda key: params,
-        batch=batches if callable(batches) else None,
+        make=params if _is_function(params) else lambda key: params,
+        batch=make_batch,
         score=score_fn,
         steps=int(steps),
         learning_rate=learning_rate,
         settings=tuple((name, value) for name, value in settings.items() if name not in KEYWORDS),
     )
-    data = None if callable(batches) else jax.tree.map(jnp.asarray, batches)
+    data = None if make_batch else jax.tree.map(jnp.asarray, batches)
     start = jax.eval_shape(job.make, key)
     batch = jax.eval_shape(lambda: job.batch(key) if job.batch else batch_at(data, 0))
     scalar_objective(lambda pair: loss_fn(*pair), (start, batch), "ablate", name="loss_fn")
@@ -177,6 +177,11 @@ def ablate(
         dict(zip(variants, np.asarray(scores, float).reshape(-1, len(keys)), strict=True)),
         higher_is_better,
     )
+
+
+def _is_function(value: Any) -> bool:
+    """And no model that can be called, as Equinox's can, which is a tree of parameters."""
+    return callable(value) and jax.tree_util.all_leaves([value])
 
 
 class _Job(NamedTuple):
@@ -197,11 +202,8 @@ def _scores(job: _Job, width: int, data: Any, values: dict[str, jax.Array], keys
     def run(data, values, key):
         make_key, noise_key, data_key = jax.random.split(key, 3)
         params = job.make(make_key)
-        tx = amac(
-            job.learning_rate,
-            job.steps,
-            **{"sync_period": 5, **dict(job.settings), **values, "key": noise_key},
-        )
+        settings = {**dict(job.settings), **values, "key": noise_key}
+        tx = amac(job.learning_rate, job.steps, **settings)
         if job.batch is None:
             order = random_order(data_key, number_of_batches(data), job.steps)
         else:
@@ -292,6 +294,8 @@ def effects_of(scores: Mapping[str, np.ndarray], *, higher_is_better: bool) -> l
 
 
 def _effect(name: str, around: str, gains: np.ndarray) -> Effect:
+    from scipy import stats  # here, because it takes half a second to import
+
     error = gains.std(ddof=1) / np.sqrt(len(gains))
     half_width = stats.t.ppf(0.975, len(gains) - 1) * error
     if error == 0:  # the technique changes nothing here, in any run

@@ -62,7 +62,10 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "seconds": time.perf_counter() - began,
         "failed": found.failed,
-        "scores": {variant: scores.tolist() for variant, scores in found.scores.items()},
+        "scores": {
+            variant: [float(f"{score:.6g}") for score in scores]  # float32 knows no more
+            for variant, scores in found.scores.items()
+        },
     }
 
 
@@ -164,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
             if args.report or done.get("configuration") == configuration(name, args):
                 continue
             partial_file = path.with_suffix(".json.partial")
-            partial_file.write_text(json.dumps(run(name, args), indent=1) + "\n")
+            partial_file.write_text(json.dumps(run(name, args), allow_nan=False) + "\n")
             partial_file.replace(path)
         report(args.out)
     except (image_data.DataError, OSError, json.JSONDecodeError) as error:

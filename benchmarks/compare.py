@@ -114,7 +114,8 @@ def cell(workload: Workload, name: str, bar: tqdm, args: argparse.Namespace) -> 
 
     def rows(part: slice) -> list[dict[str, Any]]:
         def known(score: Any, is_finite: Any) -> float:
-            return float(score if is_finite and np.isfinite(score) else workload.worst)
+            value = score if is_finite and np.isfinite(score) else workload.worst
+            return float(f"{value:.6g}")  # float32 knows no more
 
         return [
             {
@@ -172,7 +173,7 @@ def recorded(path: Path) -> dict[str, Any]:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     partial_file = path.with_suffix(".json.partial")
-    partial_file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    partial_file.write_text(json.dumps(content, allow_nan=False) + "\n")
     partial_file.replace(path)
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from statistics_of_runs import holm, interval, welch
 from workloads import POINTS, WORKLOADS
 
+COLOURS = {"amac": "C3", "adamw": "C0"}
 LEVEL = 0.05  # of significance, after Holm's correction
 Cells = dict[str, dict[str, Any]]  # workload -> optimizer -> what was recorded
 
@@ -31,7 +32,8 @@ def scores_of(cell: dict[str, Any], kind: str = "tuned", what: str = "test") -> 
 def shown(cell: dict[str, Any], kind: str = "tuned", what: str = "test") -> str:
     middle, half = interval(scores_of(cell, kind, what))
     failed = sum(row["failed"] for row in cell[kind])
-    return f"{middle:.2f} ± {half:.2f}" + (f" ({failed} failed)" if failed else "")
+    digits = 2 if cell["configuration"]["metric"] == "accuracy" else 3
+    return f"{middle:.{digits}f} ± {half:.{digits}f}" + (f" ({failed} failed)" if failed else "")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -61,7 +63,11 @@ class Verdicts(dict):
     def cell(self, name: str) -> str:
         gain, half, p = self[name]
         mark = "" if p >= LEVEL else "**" if gain > 0 else "*"
-        return f"{mark}{gain:+.3f} ± {half:.3f}{mark}, p = {p:.2g}"
+        return f"{mark}{gain:+.3f} ± {half:.3f}{mark}, p {_shown_p(p)}"
+
+
+def _shown_p(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
 
 
 def best_or_tied(cells: Cells) -> list[str]:
@@ -92,8 +98,7 @@ def main_table(cells: Cells) -> str:
         best = max(others, key=lambda other: workload.sign * np.mean(scores_of(row[other])))
         rows.append(
             [
-                name,
-                workload.metric + ("" if workload.sign > 0 else ", less is better"),
+                f"{name}{'' if workload.sign > 0 else f', {workload.metric} ↓'}",
                 shown(row["adamw"]),
                 shown(row["amac"]),
                 tuned.cell(name),
@@ -102,8 +107,8 @@ def main_table(cells: Cells) -> str:
                 f"{best} {shown(row[best])}",
             ]
         )
-    head = ["workload", "test", "`adamw`, tuned", "`amac`, tuned", "its gain", "`amac`, untuned"]
-    head += ["its gain over tuned `adamw`", "best other, tuned"]
+    head = ["test accuracy in %, or ↓", "`adamw`, tuned", "`amac`, tuned", "its gain"]
+    head += ["`amac`, untuned", "its gain over tuned `adamw`", "best other, tuned"]
     tied = best_or_tied(cells)
     lines = [
         table(head, rows),
@@ -165,7 +170,7 @@ def settings_table(cells: Cells) -> str:
 
 
 def colour(name: str) -> str:
-    return {"amac": "C3", "adamw": "C0"}.get(name, "0.45")
+    return COLOURS.get(name, "0.45")
 
 
 def draw_scores(cells: Cells) -> Figure:
@@ -197,7 +202,11 @@ def draw_scores(cells: Cells) -> Figure:
         best = workload.sign * np.max(workload.sign * middles)
         # What lies far behind the middle of the field would squeeze the rest together.
         far = workload.sign * np.median(workload.sign * middles) - best
-        width = max(2.5 * abs(far), 3 * max(half for _, half in tuned.values()), 1e-3)
+        shown_anyway = [abs(tuned[name][0] - best) for name in ("amac", "adamw") if name in tuned]
+        halves = [half for _, half in tuned.values()]
+        width = max(
+            2.5 * abs(far), 3 * np.median(halves), *(1.2 * gap for gap in shown_anyway), 1e-3
+        )
         ends = sorted([best - workload.sign * width, best + workload.sign * 0.35 * width])
         axes.set_xlim(*(ends if workload.sign > 0 else ends[::-1]))
         if "adamw" in tuned:
@@ -209,7 +218,7 @@ def draw_scores(cells: Cells) -> Figure:
         axes.grid(axis="x", alpha=0.3)
     figure.suptitle(
         "Test scores, better to the right: mean and 95 % interval of the seeds; ● tuned with the "
-        "same number of trials, ○ defaults. Line: tuned adamw",
+        "same number of trials, ○ defaults. Line: tuned adamw. What is far behind is cut off",
         fontsize=10,
     )
     return figure
@@ -224,13 +233,15 @@ def draw_profile(cells: Cells) -> Figure:
     ratios = np.where(np.isfinite(steps), ratios, np.inf)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
+    others = iter(("C1", "C2", "C4", "C5", "C6", "C7", "C8", "C9", "0.2"))
     for number, (name, row) in enumerate(zip(names, ratios, strict=True)):
         known = np.sort(row[np.isfinite(row)])
         x = np.concatenate([[1.0], known, [4.0]])
         y = np.concatenate([[0.0], np.arange(1, len(known) + 1), [len(known)]]) / len(cells)
         width = 2.5 if name in ("amac", "adamw") else 1
         dashes = ("-", "--", "-.", ":")[number % 4]
-        axes.step(x, y, where="post", label=name, linestyle=dashes, linewidth=width)
+        look: dict[str, Any] = {"linestyle": dashes, "color": COLOURS.get(name) or next(others)}
+        axes.step(x, y, where="post", label=name, linewidth=width, **look)
     axes.set(
         xlim=(1, 4), ylim=(0, 1.02), xlabel="steps to the target / those of the fastest",
         ylabel="part of the workloads",

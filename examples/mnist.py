@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # What `--optimizer` names: a peak learning rate, and the optimizer for it and a number of steps.
 OPTIMIZERS = {
-    "amac": (4e-3, lambda rate, steps, **kw: amac_jax.amac(rate, steps, **kw)),
+    "amac": (5e-3, lambda rate, steps, **kw: amac_jax.amac(rate, steps, **kw)),
     "amac_reference": (
         1e-4,  # the published job's, with its other settings
         lambda rate, steps, **kw: amac_jax.amac_reference(

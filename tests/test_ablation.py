@@ -1,5 +1,6 @@
 """`ablate` against runs written out by hand, and on techniques that must or cannot help."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,6 +150,17 @@ def test_without_a_score_it_is_the_loss_over_all_batches_once_through():
     at_start = np.mean([loss(START, x) for x in X])
     np.testing.assert_allclose(found.scores["adam"], at_start, rtol=0.01)
     assert np.all(found.scores["adam"] < at_start)
+
+
+def test_a_model_that_can_be_called_is_parameters():
+    model = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+
+    def loss(model, x):
+        return jnp.mean((jax.vmap(model)(x) - x @ TARGET) ** 2)
+
+    found = ablate(loss, model, X, learning_rate=1e-6, seeds=2, techniques=("noise",))
+    at_start = np.mean([loss(model, x) for x in X])
+    np.testing.assert_allclose(found.scores["adam"], at_start, rtol=1e-3)
 
 
 def test_a_run_without_a_finite_score_counts_as_the_worst():

@@ -351,7 +351,7 @@ def undisturbed(tmp_path_factory, environment):
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
     tmp_path, environment, undisturbed
 ):
-    kills, seed = (200, 1) if SOAK else (20, 0)
+    kills, seed = (200, 1) if SOAK else (10, 0)
     rng = random.Random(seed)
     lives = Lives(tmp_path, undisturbed.epochs)
     arguments = command(tmp_path, "--resume", epochs=lives.epochs)

@@ -1,6 +1,7 @@
 """The comparison and the ablation: what is compared, how it counts, and that nothing is lost."""
 
 import json
+from typing import Any
 
 import ablation
 import compare
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contenders import CONTENDERS, Settings, trials
+from scipy import stats
 from statistics_of_runs import holm, interval, paired, welch
 from workloads import POINTS, WORKLOADS, Workload, image_data, mnist_splits, train
 
@@ -147,7 +149,9 @@ def test_tests_are_those_of_scipy_and_failures_count():
     assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.3026527 / 3**0.5))
     difference, half, p = welch([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0])
     assert (difference, p) == (pytest.approx(-1.5), pytest.approx(0.3338, abs=1e-4))
-    assert half > 0
+    by_scipy: Any = stats.ttest_ind([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0], equal_var=False)
+    low, high = by_scipy.confidence_interval(0.95)
+    assert (half, p) == (pytest.approx((high - low) / 2), pytest.approx(by_scipy.pvalue))
     assert welch([1.0, 1.0], [1.0, 1.0]) == (0.0, 0.0, 1.0)
     assert welch([2.0, 2.0], [1.0, 1.0]) == (1.0, 0.0, 0.0)
     assert paired([0.0, 0.0]) == (0.0, 0.0, 1.0)
@@ -158,7 +162,8 @@ def made(tests, **changes):
     row = {"failed": False, "validation": [0.0] * (POINTS - 1) + [-2.0]}
     rows = [{"seed": i, "test": test, **row} for i, test in enumerate(tests)]
     chosen = Settings(0.1, 0.1, 0.1, 0.1)._asdict()
-    return {"tuned": rows, "default": rows, "chosen": chosen, "seconds_per_run": 1.0, **changes}
+    about = {"configuration": {"metric": "log10 gap"}, "chosen": chosen, "seconds_per_run": 1.0}
+    return {"tuned": rows, "default": rows, **about, **changes}
 
 
 def test_verdicts_follow_the_sign_of_the_metric(short):

@@ -107,7 +107,7 @@ def amac(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> tx = amac(4e-3, total_steps=1000, sync_period=None)  # everything but lookahead
+      >>> tx = amac(5e-3, total_steps=1000, sync_period=None)  # everything but lookahead
       >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
       >>> state = tx.init(params)
       >>> updates, state = tx.update(params, state, params)

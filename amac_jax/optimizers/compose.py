@@ -91,7 +91,7 @@ def compose(
       average_period: in steps, >= 1.
       average_decay: in [0, 1]; None is the plain mean.
       state_dtype: "bfloat16" keeps what the core, momentum, lookahead and averaging store in it,
-        rounded stochastically: AMaC's state is then 10 bytes a parameter. Off: None or
+        rounded stochastically: AMaC's state is then 8 bytes a parameter. Off: None or
         "float32". See `keep_state_in`.
       skip_nonfinite: whether a step with a NaN or infinite gradient changes nothing but a
         counter (`optax.apply_if_finite`, without its limit). Without it what is wrong stays in
