@@ -120,6 +120,23 @@ def main_table(cells: Cells) -> str:
     return "\n".join(lines) + "\n"
 
 
+def opponents_table(cells: Cells) -> str:
+    """On which workloads tuned `amac` is significantly better or worse than each tuned opponent."""
+    rows = []
+    for name in CONTENDERS:
+        verdicts = Verdicts(cells, ("amac", "tuned"), (name, "tuned"))
+        if name == "amac" or not verdicts:
+            continue
+        named = {1: [], -1: []}
+        for workload, (gain, _, p) in verdicts.items():
+            if p < LEVEL:
+                named[1 if gain > 0 else -1].append(workload)
+        rows.append(
+            [f"`{name}`", *(f"{len(w)}: {', '.join(w)}" if w else "0" for w in named.values())]
+        )
+    return table(["", "tuned `amac` is better on", "and worse on"], rows)
+
+
 def score_table(cells: Cells, kind: str) -> str:
     names = [name for name in CONTENDERS if any(name in row for row in cells.values())]
     rows = [
@@ -259,6 +276,7 @@ def report(folder: Path) -> None:
         return
     parts = [
         ("AMaC and AdamW", main_table(cells)),
+        ("AMaC and each of the others", opponents_table(cells)),
         ("Tuned", score_table(cells, "tuned")),
         ("Defaults", score_table(cells, "default")),
         ("Steps and seconds to the target, tuned", target_table(cells)),

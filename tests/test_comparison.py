@@ -178,12 +178,27 @@ def test_verdicts_follow_the_sign_of_the_metric(short):
     behind = {"short": {"amac": made(high), "adamw": made(low)}}
     assert comparison_report.best_or_tied(behind) == []
     assert comparison_report.steps_to_target("short", cells["short"]["amac"]) == 40
+    assert "| `lion` | 0 | 0 |" in comparison_report.opponents_table(cells)
+    assert "| `adamw` | 1: short | 0 |" in comparison_report.opponents_table(cells)
     text = comparison_report.main_table(cells)
     assert "**+2.000 ± " in text
     assert "better on 1 of 1 workloads, worse on 0" in text
     never = made(low)
     never["tuned"][0]["validation"] = [9.0] * POINTS
     assert comparison_report.steps_to_target("short", never) == np.inf
+
+
+def test_the_readmes_tables_are_those_of_the_recorded_runs():
+    cells = comparison_report.read(compare.RESULTS)
+    assert list(cells) == list(WORKLOADS)
+    assert all(list(row) == list(CONTENDERS) for row in cells.values())
+    for workload, row in cells.items():
+        for name, cell in row.items():
+            args = compare.arguments([])
+            wanted = compare.configuration(WORKLOADS[workload], CONTENDERS[name], args)
+            assert cell["configuration"] == wanted, (workload, name)
+    readme = (compare.RESULTS.parents[2] / "README.md").read_text()
+    assert comparison_report.main_table(cells).strip() in readme
 
 
 # Nothing is lost.
