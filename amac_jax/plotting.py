@@ -437,8 +437,9 @@ def plot_ablation(found: Mapping[str, Any], title: str = "") -> "Figure":
             for effect in one.effects:
                 if effect.around == around:
                     row = techniques.index(effect.technique)
-                    colours[row, column] = _in_half_widths(effect)
-                    axes.text(column, row, f"{effect.mean:+.2g}", ha="center", va="center", size=7)
+                    colours[row, column] = shade = _in_half_widths(effect)
+                    look: Any = {"size": 7, "color": "white" if abs(shade) > 2 else "black"}
+                    axes.text(column, row, f"{effect.mean:+.2g}", ha="center", va="center", **look)
         image = axes.imshow(colours, cmap="PiYG", vmin=-3, vmax=3, aspect="auto")
         axes.set_title(heading, fontsize="medium")
         axes.set_xticks(range(len(found)), list(found), rotation=45, ha="right")

@@ -159,7 +159,7 @@ def target_table(cells: Cells) -> str:
         if name not in row or not np.isfinite(steps := steps_to_target(workload, row[name])):
             return "-"
         seconds = row[name]["seconds_per_run"] * steps / WORKLOADS[workload].steps
-        return f"{steps:.0f} ({seconds:.2f} s)"
+        return f"{steps:.0f} ({seconds:.2g} s)"
 
     names = [name for name in CONTENDERS if any(name in row for row in cells.values())]
     rows = [
