@@ -112,7 +112,7 @@ def effect_tables(found: dict[str, Ablation]) -> str:
 
         def entry(effect, corrected=corrected) -> str:
             mark = "**" if corrected[id(effect)] < 0.05 else ""
-            return f"{mark}{effect.mean:+.2g} ± {effect.half_width:.1g}{mark}"
+            return f"{mark}{effect.mean:+.2g} ± {effect.half_width:.2g}{mark}"
 
         rows = [
             [technique, *(entry(effects[technique]) for effects in chosen.values())]
