@@ -16,7 +16,7 @@ from statistics_of_runs import holm, interval, paired, welch
 from workloads import POINTS, WORKLOADS, Workload, image_data, mnist_splits, train
 
 import amac_jax
-from tests.helpers import assert_same_bits
+from tests.helpers import SOAK, assert_same_bits
 
 SMALL = ["--trials", "2", "--seeds", "2", "--width", "2"]
 
@@ -91,7 +91,11 @@ def test_every_contender_has_its_four_hyperparameters(name):
         assert np.any(first != other), field
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+# The others differ from these in their images alone.
+DISTINCT = ("deep-mlp", "batchnorm-cnn", "transformer", "lstm", "batch-8", "digits", "landscapes")
+
+
+@pytest.mark.parametrize("name", WORKLOADS if SOAK else (*DISTINCT, "rosenbrock-20"))
 def test_a_workload_begins_with_a_loss_and_a_score(name):
     workload = WORKLOADS[name]
     try:
