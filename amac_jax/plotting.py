@@ -388,7 +388,8 @@ def plot_range_test(found: Any, title: str = "") -> "Figure":
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot(rates, np.where(shown, losses, np.nan), ".-", color="C0")
-    axes.plot(rates[~shown], np.full((~shown).sum(), top), "x", color="C3", label="diverged")
+    if not shown.all():
+        axes.plot(rates[~shown], np.full((~shown).sum(), top), "x", color="C3", label="diverged")
     axes.axhline(found.start, color="0.5", linewidth=0.8, linestyle="--", label="before training")
     if np.isfinite(found.suggestion):
         label = f"suggestion: {found.suggestion:.2g}"
