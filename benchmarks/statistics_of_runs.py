@@ -1,7 +1,6 @@
 """Intervals and tests for a few runs each, of which some may have no spread at all."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -42,20 +41,6 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float
     freedom = sum(shares) ** 2 / (shares[0] ** 2 / (a.size - 1) + shares[1] ** 2 / (b.size - 1))
     half = stats.t.ppf(0.975, freedom) * error
     return difference, float(half), float(2 * stats.t.sf(abs(difference) / error, freedom))
-
-
-def paired(differences: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of differences, half of its 95 % interval, and the paired t-test's p-value.
-
-    Example:
-      >>> [round(number, 3) for number in paired([1.0, 2.0, 3.0])]
-      [2.0, 2.484, 0.074]
-    """
-    middle, half = interval(differences)
-    if half == 0:
-        return middle, half, 1.0 if middle == 0 else 0.0
-    test: Any = stats.ttest_1samp(differences, 0.0)
-    return middle, half, float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
