@@ -93,8 +93,8 @@ def train(
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(sharding, everywhere))
     def step(state, epoch, images, labels, weight):
-        dropout_key = jax.random.fold_in(jax.random.key(args.seed), epoch)
-        return mnist.train_step(state, images, labels, weight, dropout_key)
+        key = jax.random.fold_in(jax.random.key(args.seed), epoch)
+        return mnist.train_step(state, images, labels, weight, key, augment=args.augment)
 
     tested = jax.jit(mnist.tested, out_shardings=everywhere)
     epochs = range(report.epoch + 1, args.epochs + 1)

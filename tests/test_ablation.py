@@ -71,7 +71,7 @@ def test_each_variant_is_the_optimizer_that_its_name_says():
         "adam with averaging": (adam(average_start=9, average_period=5), averaged),
         "adam with lookahead": (adam(sync_period=5, slow_step_size=0.8), last),
         "adam with momentum": (adam(momentum=0.5, dampening=0.5), last),
-        "adam with weight decay": (adam(weight_decay=2 / (RATE * STEPS)), last),
+        "adam with weight decay": (adam(weight_decay=3 / (RATE * STEPS)), last),
         "adam with cosine": (amac_jax.adam(cosine), last),
         "adam with warm-up": (
             amac_jax.adam(amac_jax.warmup_cosine(RATE, STEPS, 1.2, end=RATE)),

@@ -62,6 +62,18 @@ def test_the_convolutions_learn_and_batch_norm_follows_the_average(tmp_path):
     assert epochs[-1]["averaged_test_accuracy"] > 90
 
 
+def test_augmentation_changes_what_is_trained_on_and_not_what_is_tested(tmp_path):
+    still = ("--optimizer", "sgd", "--learning-rate", "1e-12", "--epochs", "2")
+    plain, augmented = (
+        run(tmp_path / str(len(extra)), *still, *extra)["epochs"] for extra in ((), ("--augment",))
+    )
+    for before, after in zip(plain, augmented, strict=True):
+        assert before["test_accuracy"] == after["test_accuracy"]
+        assert abs(before["loss"] - after["loss"]) > 1e-4
+    changes = [abs(one["loss"] - two["loss"]) for one, two in (plain, augmented)]
+    assert changes[1] > 2 * changes[0]  # anew in every epoch; without, only the order changes
+
+
 def test_the_last_batch_is_not_filled_up_with_images():
     images = np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8)
     # 5 images in batches of 4: two steps, and all 5 labels wrong or right, never more.

@@ -87,8 +87,8 @@ def amac(
       noise: sigma at the start, in units of the learning rate, of `inject_noise`. Off: None or 0.
       clip_value: c, of `clip_by_value`. Off: None or inf.
       weight_decay: lambda, of `decay_weights`; a schedule is followed as it is. "auto" is
-        2 / (learning_rate total_steps): a run's decay is then the same however long it is and
-        at whatever rate; with the default schedule it alone would take a weight to exp(-1.3).
+        3 / (learning_rate total_steps): a run's decay is then the same however long it is and
+        at whatever rate; with the default schedule it alone would take a weight to exp(-1.9).
         Off: 0.
       sync_period, slow_step_size: k and alpha, of `lookahead`. Off: alpha = 1.
       average_start: in steps, of `average_weights`; None is three quarters of the run. Off: inf.
@@ -148,13 +148,13 @@ def amac(
 
 
 def auto_weight_decay(learning_rate: Hyperparameter, total_steps: Hyperparameter) -> Schedule:
-    """AMaC's own lambda, 2 / (eta T), 0 where that is infinite.
+    """AMaC's own lambda, 3 / (eta T), 0 where that is infinite.
 
     Example:
       >>> round(float(auto_weight_decay(0.01, 1000)(0)), 3)
-      0.2
+      0.3
     """
-    return quotient(2.0, product(learning_rate, total_steps))
+    return quotient(3.0, product(learning_rate, total_steps))
 
 
 def amac_techniques(
