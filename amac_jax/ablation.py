@@ -60,6 +60,7 @@ class Ablation(NamedTuple):
     failed: dict[str, int]  # variants of which runs ended without a finite score, and how many
 
     def __str__(self) -> str:
+        means = [f"{name} {np.mean(self.scores[name]):.4g}" for name in ("adam", "amac")]
         rows = [["technique", "added to adam", "p", "in amac", "p"]]
         named = {(effect.technique, effect.around): effect for effect in self.effects}
         for technique in dict.fromkeys(effect.technique for effect in self.effects):
@@ -69,7 +70,8 @@ class Ablation(NamedTuple):
                 cells += [f"{effect.mean:+.4g} ± {effect.half_width:.2g}", f"{effect.p:.2g}"]
             rows.append(cells)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
+        head = f"mean score: {', '.join(means)}; effects are positive where a technique helps\n"
+        return head + "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
@@ -135,6 +137,8 @@ def ablate(
       >>> sorted(found.scores)
       ['adam', 'adam with lookahead', 'amac', 'amac without lookahead']
     """
+    if isinstance(techniques, str):
+        raise ValueError(f"techniques must be a tuple of names, got {techniques!r}")
     for name in techniques:
         if name not in TECHNIQUES:
             known = ", ".join(TECHNIQUES)

@@ -413,6 +413,7 @@ def plot_ablation(found: Mapping[str, Any], title: str = "") -> "Figure":
 
     Raises:
       ValueError: without a job.
+      TypeError: for an ablation without the name of a job.
 
     Example:
       >>> import jax.numpy as jnp
@@ -424,6 +425,10 @@ def plot_ablation(found: Mapping[str, Any], title: str = "") -> "Figure":
     """
     from matplotlib.figure import Figure
 
+    if not isinstance(found, Mapping):
+        raise TypeError(
+            f'found must be ablations by name, as {{"my job": found}}, got {type(found)}'
+        )
     if not found:
         raise ValueError("found must hold at least one ablation, got none")
     techniques = list(dict.fromkeys(e.technique for one in found.values() for e in one.effects))

@@ -65,13 +65,19 @@ def main(argv: list[str] | None = None) -> None:
         description="The CNN of examples/mnist.py, several seeds; see the top of this file.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--epochs", type=mnist.whole, default=15)
+    parser.add_argument("--epochs", type=mnist.whole, default=15, help="of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="at least two")
     parser.add_argument(
         "--augment", action=argparse.BooleanOptionalAction, default=True, help="as in the example"
     )
-    parser.add_argument("--data-dir", type=Path, help="a folder with the four MNIST files")
-    parser.add_argument("--out", type=Path, default=Path("runs/mnist_cnn"), help="of all runs")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="a folder with the four MNIST files; without it, as in the example",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/mnist_cnn"), help="folder for a folder a run"
+    )
     parser.add_argument("--json", type=Path, help="a file for what all runs measured")
     args = parser.parse_args(argv)
     if len(args.seeds) < 2:

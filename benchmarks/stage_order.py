@@ -126,7 +126,8 @@ def report(found: dict[str, dict[str, np.ndarray]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="The order of the stages beside others; see the top of this file.",
+        description="What other orders of the stages gain on validation data; see the top of "
+        "this file.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(

@@ -125,8 +125,10 @@ def test_what_cannot_matter_has_no_effect_and_what_must_help_does():
     assert len(set(scores.tolist())) == 6  # each seed begins elsewhere and meets other noise
     assert not found.failed
     text = str(found).splitlines()
-    assert text[0].split() == ["technique", "added", "to", "adam", "p", "in", "amac", "p"]
-    assert [line.split("  ")[0] for line in text[1:]] == [
+    means = [f"{np.mean(found.scores[name]):.4g}" for name in ("adam", "amac")]
+    assert text[0].startswith("mean score: adam {}, amac {};".format(*means))
+    assert text[1].split() == ["technique", "added", "to", "adam", "p", "in", "amac", "p"]
+    assert [line.split("  ")[0] for line in text[2:]] == [
         "centralization",
         "weight decay",
         "averaging",
@@ -184,6 +186,7 @@ def test_a_run_without_a_finite_score_counts_as_the_worst():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"techniques": "noise"}, "techniques must be a tuple of names, got 'noise'"),
         ({"techniques": ("lookahed",)}, "techniques must be among clipping by norm.*'lookahed'"),
         ({"seeds": 1}, r"seeds must be a whole number in \[2, inf\), got 1"),
         ({"steps": 0}, r"steps must be a whole number in \[1, inf\), got 0"),

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from amac_jax.plotting import plot_schedule, training_curves
+from amac_jax.ablation import Ablation, Effect
+from amac_jax.plotting import plot_ablation, plot_schedule, training_curves
 from amac_jax.schedules import as_schedule, cosine, step_decay, warmup, warmup_cosine
 
 
@@ -142,3 +143,13 @@ def test_training_curves_have_a_panel_for_what_is_there():
     np.testing.assert_allclose(effect.lines[1].get_ydata(), [np.nan, 8, 7])
     # The eleventh of thirty steps is the first averaged.
     assert effect.lines[2].get_xdata()[0] == pytest.approx(3 * 11 / 30)
+
+
+def test_an_ablation_is_drawn_under_the_name_of_its_job():
+    effect = Effect("noise", "adam", 0.5, 0.1, 0.01)
+    found = Ablation({}, [effect, effect._replace(around="amac")], {})
+    in_amac, added, _ = plot_ablation({"my job": found}).axes
+    for axes in (in_amac, added):
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["my job"]
+    with pytest.raises(TypeError, match=r'found must be ablations by name, as {"my job": found}'):
+        plot_ablation(found)  # pyright: ignore[reportArgumentType]

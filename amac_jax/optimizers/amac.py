@@ -62,7 +62,7 @@ def amac(
     with eta_t = `warmup_cosine(learning_rate, total_steps, warmup_steps, end)`, end =
     `end_ratio` times the learning rate: the rate stays up, so that the last quarter's weights
     differ, and their mean stands for what a schedule that ends at 0 would reach. **Evaluate with
-    `averaged_params(opt_state, params)`**; the last weights are worse.
+    `averaged_params(opt_state, params)`**; the last weights are usually worse.
 
     With d = m_hat / (sqrt(v_hat) + eps), the techniques that are off by default come in as
 
