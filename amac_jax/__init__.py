@@ -1,75 +1,98 @@
-"""Composable Optax gradient transformations, AMaC and the classic optimizers."""
+"""Composable Optax gradient transformations, AMaC and the classic optimizers.
 
-from typing import TYPE_CHECKING
+An optimizer is a core with techniques around it, each a keyword, each also a transformation:
 
-from amac_jax import landscapes as landscapes
-from amac_jax.ablation import ablate as ablate
-from amac_jax.inspection import averaged_params as averaged_params
-from amac_jax.inspection import metrics as metrics
-from amac_jax.inspection import slow_params as slow_params
-from amac_jax.layout import fan_in_axes as fan_in_axes
-from amac_jax.layout import is_kernel as is_kernel
-from amac_jax.layout import kernel_mask as kernel_mask
-from amac_jax.layout import stacked as stacked
-from amac_jax.optimizers import recipes as recipes
-from amac_jax.optimizers.amac import amac as amac
-from amac_jax.optimizers.amac_reference import amac_reference as amac_reference
-from amac_jax.optimizers.classic import adabelief as adabelief
-from amac_jax.optimizers.classic import adagrad as adagrad
-from amac_jax.optimizers.classic import adam as adam
-from amac_jax.optimizers.classic import adamax as adamax
-from amac_jax.optimizers.classic import adamw as adamw
-from amac_jax.optimizers.classic import amsgrad as amsgrad
-from amac_jax.optimizers.classic import lion as lion
-from amac_jax.optimizers.classic import momentum as momentum
-from amac_jax.optimizers.classic import nadam as nadam
-from amac_jax.optimizers.classic import nesterov as nesterov
-from amac_jax.optimizers.classic import newton as newton
-from amac_jax.optimizers.classic import radam as radam
-from amac_jax.optimizers.classic import rmsprop as rmsprop
-from amac_jax.optimizers.classic import sgd as sgd
-from amac_jax.optimizers.classic import sophia as sophia
-from amac_jax.optimizers.compose import compose as compose
-from amac_jax.range_test import lr_range_test as lr_range_test
-from amac_jax.schedules import constant as constant
-from amac_jax.schedules import cosine as cosine
-from amac_jax.schedules import cosine_restarts as cosine_restarts
-from amac_jax.schedules import exponential_decay as exponential_decay
-from amac_jax.schedules import linear_anneal as linear_anneal
-from amac_jax.schedules import noise_anneal as noise_anneal
-from amac_jax.schedules import one_cycle as one_cycle
-from amac_jax.schedules import piecewise_constant as piecewise_constant
-from amac_jax.schedules import polynomial_decay as polynomial_decay
-from amac_jax.schedules import step_decay as step_decay
-from amac_jax.schedules import warmup as warmup
-from amac_jax.schedules import warmup_cosine as warmup_cosine
-from amac_jax.schedules import warmup_stable_decay as warmup_stable_decay
-from amac_jax.transforms.accumulation import accumulate_gradients as accumulate_gradients
-from amac_jax.transforms.averaging import average_weights as average_weights
-from amac_jax.transforms.centralization import centralize as centralize
-from amac_jax.transforms.clipping import clip_by_global_norm as clip_by_global_norm
-from amac_jax.transforms.clipping import clip_by_unit_norm as clip_by_unit_norm
-from amac_jax.transforms.clipping import clip_by_value as clip_by_value
-from amac_jax.transforms.layerwise import layerwise_decay as layerwise_decay
-from amac_jax.transforms.layerwise import scale_by_layer as scale_by_layer
-from amac_jax.transforms.lookahead import lookahead as lookahead
-from amac_jax.transforms.low_precision import keep_state_in as keep_state_in
-from amac_jax.transforms.momentum import heavy_ball as heavy_ball
-from amac_jax.transforms.noise import inject_noise as inject_noise
-from amac_jax.transforms.plateau import reduce_on_plateau as reduce_on_plateau
-from amac_jax.transforms.weight_decay import decay_weights as decay_weights
+    import amac_jax, optax
+    tx = amac_jax.amac(5e-3, total_steps=10_000)                   # techniques that pay, measured
+    tx = amac_jax.adamw(1e-3, clip_norm=1.0, average_start=5000)   # AdamW and two of them
+    tx = amac_jax.compose(optax.scale_by_lion(), 1e-4, sync_period=5)         # around any core
+    tx = optax.chain(amac_jax.centralize(), optax.adam(1e-3), amac_jax.lookahead())  # your chain
+    state = tx.init(params)                                        # as every optimizer of Optax
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    amac_jax.averaged_params(state, params), amac_jax.learning_rate(state)
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+# isort: off
+from amac_jax.kernels import fan_in_axes, is_kernel, kernel_mask, stacked
+from amac_jax.optimizers import (
+    adabelief, adagrad, adam, adamax, adamw, amac, amac_reference, amsgrad, compose, lion,
+    momentum, nadam, nesterov, newton, radam, recipes, rmsprop, scale_by_adabelief,
+    scale_by_newton, scale_by_radam, scale_by_sophia, sgd, sophia,
+)  # fmt: skip
+from amac_jax.schedules import (
+    constant, cosine, cosine_restarts, exponential_decay, inverse_power_decay, linear_anneal,
+    noise_anneal, one_cycle, piecewise_constant, polynomial_decay, step_decay, warmup,
+    warmup_cosine, warmup_stable_decay,
+)  # fmt: skip
+from amac_jax.state import averaged_params, learning_rate, metrics, slow_params
+from amac_jax.techniques import (
+    average_weights, centralize, clip_by_global_norm, clip_by_unit_norm, clip_by_value,
+    decay_weights, heavy_ball, inject_noise, layerwise_decay, lookahead, reduce_on_plateau,
+    scale_by_layer,
+)  # fmt: skip
+from amac_jax.wrappers import accumulate_gradients, skip_nonfinite, store_state_in
 
 if TYPE_CHECKING:
-    from amac_jax.batch_stats import recompute_batch_stats as recompute_batch_stats
+    from amac_jax import tools
+    from amac_jax.batch_stats import recompute_batch_stats
+    from amac_jax.tools import ablate, landscapes, lr_range_test, plotting
 
 __version__ = "0.1.0"
 
+__all__ = [  # noqa: RUF022, by kind
+    # AMaC, the pipeline, and AMaC as it was published
+    "amac", "compose", "amac_reference",
+    # Classic optimizers: (learning_rate, *, hyperparameters of their own, **techniques)
+    "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "amsgrad", "adamax",
+    "nadam", "radam", "adabelief", "lion", "sophia", "newton", "recipes",
+    # Cores, for `compose` or a chain
+    "scale_by_radam", "scale_by_adabelief", "scale_by_sophia", "scale_by_newton",
+    # Techniques, for a chain, in the order of the pipeline
+    "clip_by_global_norm", "clip_by_unit_norm", "centralize", "inject_noise", "clip_by_value",
+    "heavy_ball", "decay_weights", "scale_by_layer", "layerwise_decay", "reduce_on_plateau",
+    "lookahead", "average_weights",
+    # Wrappers of whole optimizers
+    "accumulate_gradients", "skip_nonfinite", "store_state_in",
+    # Schedules
+    "warmup_cosine", "cosine", "cosine_restarts", "one_cycle", "warmup_stable_decay", "warmup",
+    "linear_anneal", "polynomial_decay", "inverse_power_decay", "exponential_decay",
+    "step_decay", "piecewise_constant", "constant", "noise_anneal",
+    # Reading a state
+    "averaged_params", "slow_params", "learning_rate", "metrics", "recompute_batch_stats",
+    # Which leaves are kernels
+    "fan_in_axes", "is_kernel", "kernel_mask", "stacked",
+    # Tools, which are used on optimizers
+    "ablate", "lr_range_test", "landscapes", "plotting", "tools",
+]  # fmt: skip
 
-def __getattr__(name: str):
-    if name == "recompute_batch_stats":  # on demand: Flax is an extra
-        try:
-            from amac_jax.batch_stats import recompute_batch_stats
-        except ImportError as error:
+_ON_DEMAND = {
+    "tools": "amac_jax.tools",
+    "landscapes": "amac_jax.tools.landscapes",
+    "plotting": "amac_jax.tools.plotting",
+    "ablate": "amac_jax.tools:ablate",
+    "lr_range_test": "amac_jax.tools:lr_range_test",
+    "recompute_batch_stats": "amac_jax.batch_stats:recompute_batch_stats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module 'amac_jax' has no attribute {name!r}")
+    module, _, attribute = _ON_DEMAND[name].partition(":")
+    try:
+        found = import_module(module)
+    except ImportError as error:
+        if name == "recompute_batch_stats":  # Flax is an extra
             raise ImportError(f"{name} needs Flax: pip install 'amac_jax[flax]'") from error
-        return recompute_batch_stats
-    raise AttributeError(f"module 'amac_jax' has no attribute {name!r}")
+        raise
+    return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    has_flax = find_spec("flax") is not None
+    return [name for name in __all__ if has_flax or name != "recompute_batch_stats"]

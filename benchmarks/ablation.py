@@ -30,8 +30,9 @@ from tqdm import tqdm
 from workloads import WORKLOADS, image_data
 
 import amac_jax
-from amac_jax.ablation import TECHNIQUES, Ablation, ablate, effects_of
-from amac_jax.plotting import plot_ablation
+from amac_jax.tools import Ablation, ablate
+from amac_jax.tools._ablation import TECHNIQUES, effects_of
+from amac_jax.tools.plotting import plot_ablation
 
 SEEDS = 20
 RATE = ADAM[0].learning_rate  # the default of all contenders
@@ -138,7 +139,7 @@ def report(folder: Path) -> None:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="What each technique of AMaC is worth; see the top of this file. For your own "
-        "loss function there is amac_jax.ablate.",
+        "loss function there is amac_jax.tools.ablate.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -161,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        for name in tqdm(args.workloads, unit="workload", disable=args.report):
+        for name in tqdm(args.workloads, unit="workload", disable=args.report or None):
             path = args.out / f"{name}.json"
             done = json.loads(path.read_text()) if path.exists() else {}
             if args.report or done.get("configuration") == configuration(name, args):

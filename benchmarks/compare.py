@@ -187,12 +187,13 @@ def compare(args: argparse.Namespace) -> None:
             if done and done["configuration"] == wanted and name not in args.again:
                 continue
             title = f"{workload_name}, {name}"
-            with tqdm(total=args.trials + 2 * args.seeds, desc=title, unit="run") as bar:
+            runs = args.trials + 2 * args.seeds
+            with tqdm(total=runs, desc=title, unit="run", disable=None) as bar:
                 result = cell(workload, name, bar, args)
             write(path, {**recorded(path), name: result})
             tests = [row["test"] for row in result["tuned"]]
             middle, half = interval(tests)
-            tqdm.write(f"{title}: {middle:.3f} ± {half:.3f} {workload.metric}")
+            print(f"{title}: {middle:.3f} ± {half:.3f} {workload.metric}", flush=True)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -204,7 +205,7 @@ def check(args: argparse.Namespace) -> None:
     if before is None:
         fail(f"{RESULTS / workload_name}.json has no {name}")
     workload = WORKLOADS[workload_name]
-    with tqdm(total=args.trials + 2 * args.seeds, unit="run") as bar:
+    with tqdm(total=args.trials + 2 * args.seeds, unit="run", disable=None) as bar:
         after = cell(workload, name, bar, args)
     for kind in ("tuned", "default"):
         middle, half = interval([row["test"] for row in before[kind]])

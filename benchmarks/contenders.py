@@ -9,7 +9,7 @@ import optax.contrib
 from scipy.stats import qmc
 
 import amac_jax
-from amac_jax.optimizers.amac import auto_weight_decay
+from amac_jax.optimizers import auto_weight_decay
 
 
 class Settings(NamedTuple):
@@ -70,7 +70,7 @@ def averaged_adamw(decay_share: float | None):
     """AdamW with AMaC's end of the schedule and its averaging, or a moving average."""
 
     def build(settings: Settings, steps: int, key: Any):
-        averaging = {"average_start": AVERAGE_FROM * steps}
+        averaging: dict[str, Any] = {"average_start": AVERAGE_FROM * steps}
         if decay_share is not None:
             averaging = {"average_start": 1, "average_decay": 1 - 1 / (decay_share * steps)}
         return amac_jax.adamw(
@@ -146,7 +146,8 @@ def space(rate: float = 1.0):
 def amac_default(steps: int) -> Settings:
     """What `amac` does with a learning rate and a number of steps alone."""
     default, *_ = ADAM
-    return default._replace(weight_decay=float(auto_weight_decay(default.learning_rate, steps)(0)))
+    decay = np.asarray(auto_weight_decay(default.learning_rate, steps))  # of numbers a number
+    return default._replace(weight_decay=float(decay))
 
 
 CONTENDERS = {

@@ -17,8 +17,8 @@ from comparison_report import table
 from tqdm import tqdm
 from workloads import WORKLOADS, image_data
 
-from amac_jax import lr_range_test
-from amac_jax.plotting import plot_range_test
+from amac_jax.tools import lr_range_test
+from amac_jax.tools.plotting import plot_range_test
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     rows, ratios = [], []
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        for name in tqdm(args.workloads, unit="workload"):
+        for name in tqdm(args.workloads, unit="workload", disable=None):
             job = WORKLOADS[name].make()
             keys = jax.random.split(jax.random.key(1), args.steps)
             batches = jax.jit(jax.vmap(job.batch, in_axes=(0, None)))(keys, job.splits.train)

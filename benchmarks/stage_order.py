@@ -144,7 +144,7 @@ def main() -> None:
     orders = {"compose": COMPOSED, **ORDERS}
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in args.workloads}
     try:
-        with tqdm(total=len(found) * len(orders), unit="program") as bar:
+        with tqdm(total=len(found) * len(orders), unit="program", disable=None) as bar:
             for name, row in found.items():
                 for order, stages in orders.items():
                     bar.set_description(f"{name}, {order}")

@@ -25,7 +25,7 @@ import optax
 from tqdm import tqdm
 
 import amac_jax
-from amac_jax.optimizers.amac import EVERY_TECHNIQUE, amac_techniques
+from amac_jax.optimizers import EVERY_TECHNIQUE, amac_techniques
 
 STEPS = 5  # a sample; the period of lookahead and averaging
 # The least traffic of float32 parameters, a parameter: gradient, moments and parameters; one step
@@ -35,7 +35,8 @@ LEAST_BYTES = {"optax.adamw": 28.0, "amac": 31.2, "amac, everything": 39.2}
 
 def amac(**techniques: Any) -> optax.GradientTransformationExtraArgs:
     # Averaging from the first synchronization on: the dearest part of a run, the last quarter.
-    return amac_jax.amac(1e-3, 10**6, **{"average_start": STEPS, **techniques})
+    techniques.setdefault("average_start", STEPS)
+    return amac_jax.amac(1e-3, 10**6, **techniques)
 
 
 def every(**techniques: Any) -> optax.GradientTransformationExtraArgs:
@@ -57,7 +58,7 @@ VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "everything, no lookahead, no averaging": lambda: amac_jax.compose(
         optax.scale_by_adam(),
         1e-3,
-        **(amac_techniques(10**6, momentum=0.9, noise=0.01) | NEITHER),
+        **amac_techniques(10**6, momentum=0.9, noise=0.01, sync_period=None, average_start=None),
         weight_decay=0.1,
     ),
     "everything, clip_norm=1": lambda: every(clip_norm=1.0),
@@ -76,7 +77,6 @@ VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "adamw + averaging": lambda: adamw(average_start=STEPS, average_period=STEPS),
     "adamw + record_metrics": lambda: adamw(record_metrics=True),
 }
-NEITHER: dict[str, Any] = {"sync_period": None, "average_start": None}
 
 
 def parameters(size: int, leaves: int, dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -216,11 +216,12 @@ def measure(
     count = count_of(params)
     what = f"{size / 1e6:g}M parameters, {leaves} leaves, {dtype}, {models} models"
     runners = {"copy": copy_runner(params)}
-    for name in tqdm(names, desc=f"{what}: compiling", leave=False):
+    bar: dict[str, Any] = {"leave": False, "disable": None}  # on a terminal alone
+    for name in tqdm(names, desc=f"{what}: compiling", **bar):
         runners[name] = jax_runner(VARIANTS[name](), params, gradients, models)
     runners |= torch_runners(params)
     times: dict[str, list[float]] = {name: [] for name in runners}
-    for round_number in tqdm(range(rounds + 1), desc=f"{what}: rounds", leave=False):
+    for round_number in tqdm(range(rounds + 1), desc=f"{what}: rounds", **bar):
         for name, runner in runners.items():
             began = time.perf_counter()
             runner.run()

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     together = jax.jit(many).lower(*all_of).compile()
     compiled_all = time.perf_counter() - began - compiled_one
     alone, sweeps = [], []
-    for _ in trange(args.rounds, desc="rounds"):
+    for _ in trange(args.rounds, desc="rounds", disable=None):
         alone.append(timed(one, *one_of))
         sweeps.append(timed(together, *all_of))
         alone.append(timed(one, *one_of))

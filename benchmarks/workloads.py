@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amac_jax.landscapes import LANDSCAPES
+from amac_jax.tools.landscapes import LANDSCAPES
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import image_data

@@ -174,7 +174,7 @@ def print_table(task: Task, rows: list[dict[str, Any]], steps: int, seeds: int) 
     print(f"\n{task.title}; {steps} steps, mean ± standard deviation of {seeds} seeds")
     for name, *cells in lines:
         right = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        print("   ".join([f"{name:<{widths[0]}}", *right]))
+        print("   ".join([f"{name:<{widths[0]}}", *right]), flush=True)
 
 
 def draw_task(task: Task, results: list[Result], steps: int) -> Figure:
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
         task = TASKS[task_name]
         made = [task.make(seed, args.steps) for seed in range(args.seeds)]
         problems = jax.tree.map(lambda *arrays: np.stack(arrays), *made)
-        bar = tqdm(args.optimizers, desc=task_name, unit="optimizer")
+        bar = tqdm(args.optimizers, desc=task_name, unit="optimizer", disable=None)
         results = [compare(task, name, problems) for name in bar]
         results.sort(key=lambda result: (result.row["loss"] or {"mean": math.inf})["mean"])
         rows = [result.row for result in results]

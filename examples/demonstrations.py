@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from optimizer_tasks import cross_entropy, spirals, train
 
 import amac_jax
-from amac_jax.plotting import plot_schedule
+from amac_jax.tools.plotting import plot_schedule
 
 
 def clipping_demo(rate: float = 0.02, steps: int = 500) -> tuple[dict[str, Any], Figure]:
@@ -111,7 +111,8 @@ def schedules_figure(steps: int = 100) -> Figure:
         "step_decay": amac_jax.step_decay(1.0, factor=0.5, period=25),
         "exponential_decay, factor=0.97": amac_jax.exponential_decay(1.0, factor=0.97),
         "exponential_decay, rate=0.01": amac_jax.exponential_decay(1.0, rate=0.01),
-        "polynomial_decay": amac_jax.polynomial_decay(1.0),
+        "inverse_power_decay": amac_jax.inverse_power_decay(1.0),
+        "polynomial_decay, power=2": amac_jax.polynomial_decay(1.0, steps, power=2.0),
         "piecewise_constant": amac_jax.piecewise_constant([1.0, 0.3, 0.1], [50, 80]),
         "linear_anneal": amac_jax.linear_anneal(1.0, steps),
         "noise_anneal": amac_jax.noise_anneal(1.0),

@@ -166,7 +166,9 @@ def _download(name: str) -> bytes:
 def _fetch(url: str, name: str) -> bytes:
     with (
         open_https(url) as response,
-        tqdm.wrapattr(response, "read", response.length, desc=name, leave=False) as body,
+        tqdm.wrapattr(
+            response, "read", response.length, desc=name, leave=False, disable=None
+        ) as body,
     ):
         packed = _read(body.read, 2 * GZIP_BYTES[name] + 1)
     if len(packed) > 2 * GZIP_BYTES[name]:

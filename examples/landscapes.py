@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import amac_jax
-from amac_jax.landscapes import LANDSCAPES, Trajectory, cosh, trajectory
-from amac_jax.plotting import plot_gallery, plot_paths
+from amac_jax.tools.landscapes import LANDSCAPES, Trajectory, cosh, trajectory
+from amac_jax.tools.plotting import plot_gallery, plot_paths
 
 RATES = 10.0 ** (np.arange(-16, 4) / 4)
 COMMON_RATE = 1e-3  # at which the adaptive optimizers are usually compared
@@ -166,7 +166,7 @@ def animate(results: dict[str, dict[str, Result]], out: Path, frames: int = 60) 
     steps = max(len(r.path.values) for of_one in results.values() for r in of_one.values())
     lengths = np.unique(np.geomspace(2, steps, frames).astype(int))
     images = []
-    for length in tqdm(lengths, desc="animation", unit="frame"):
+    for length in tqdm(lengths, desc="animation", unit="frame", disable=None):
         shown = {
             name: {
                 optimizer: Trajectory(r.path.points[:length], r.path.values[:length])
@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     # Most of the time goes into compiling, which threads do side by side.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = pool.map(lambda job: run(job[0], job[1], args.steps), jobs)
-        bar = tqdm(runs, desc="paths", total=len(jobs))
+        bar = tqdm(runs, desc="paths", total=len(jobs), disable=None)
         for (name, optimizer), result in zip(jobs, bar, strict=True):
             results[name][optimizer] = result
     paths = {

@@ -34,9 +34,9 @@ import optax
 from augmentation import random_affine
 from flax.training import train_state
 from tqdm import tqdm
+from training_curves import training_curves
 
 import amac_jax
-from amac_jax.plotting import training_curves
 
 if TYPE_CHECKING:
     from checkpoints import Checkpoints
@@ -293,8 +293,9 @@ def train(
         unit="epoch",
         initial=report.epoch,
         total=args.epochs,
+        disable=None,  # in a pipe, which would keep every state of it
     )
-    tqdm.write(
+    report.tell(
         f"first step {timing['first_step_seconds']:.1f} s after the start, "
         f"{timing['compile_seconds']:.1f} s of it compilation"
     )
@@ -315,7 +316,7 @@ def train(
             fail(f"the loss of epoch {epoch} is not finite; try a lower --learning-rate")
         if checkpoints:
             report.save(checkpoints, state)
-        tqdm.write(line(row, args.epochs))
+        report.tell(line(row, args.epochs))
     return report
 
 
@@ -374,8 +375,10 @@ class Report:
         self.write()
 
     def tell(self, text: str) -> None:
+        """Prints a line at once, in a pipe too, and on a terminal above the bar."""
         if self.out:
-            print(text, flush=True)
+            tqdm.write(text)
+            sys.stdout.flush()
 
     def write(self) -> None:
         if not self.out:

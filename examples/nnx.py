@@ -2,7 +2,7 @@
 
     python examples/nnx.py
 
-It prints the squared error of the last weights and of the averaged ones, both near 0.0014."""
+It prints the squared error of the last weights, 0.0016, and of the averaged ones, 0.0009."""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ y = jnp.sin(x) + 0.1 * jax.random.normal(key, x.shape)
 model = nnx.Sequential(
     nnx.Linear(1, 64, rngs=nnx.Rngs(0)), jnp.tanh, nnx.Linear(64, 1, rngs=nnx.Rngs(1))
 )
-# None leaves a technique out: here the momentum on top of Adam's own, too slow for a small net.
-tx = amac_jax.amac(0.02, total_steps=2000, momentum=None, weight_decay=0.01)
+# Every technique is a keyword: None leaves it out, as `sync_period=None` would lookahead.
+tx = amac_jax.amac(0.02, total_steps=2000, weight_decay=0.01)
 optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
 

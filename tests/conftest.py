@@ -19,7 +19,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # What waits for other processes begins first, and is not what all wait for at the end.
 FIRST = ["test_checkpoints", "test_sharding", "test_distributed_mnist", "test_optax_suite"]
 # What their tests with one parameter, a case of the table or a module, share is compiled once.
-BY_PARAMETER = {"test_contract", "test_bad_steps", "test_trees", "test_layout"}
+BY_PARAMETER = {"test_contract", "test_bad_steps", "test_trees", "test_kernels"}
 
 
 def pytest_unconfigure() -> None:

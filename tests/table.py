@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import amac_jax
-from amac_jax.optimizers.amac import EVERY_TECHNIQUE
+from amac_jax.optimizers import EVERY_TECHNIQUE
 
 
 class Case(NamedTuple):
@@ -43,8 +43,10 @@ def supplied(factory: Callable[..., Any], **extra: Any) -> Callable[..., Any]:
 
 def bowl(params: Any) -> jax.Array:
     """An objective for any tree: convex, not separable, not quadratic, of its floats alone."""
-    leaves = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    leaves = [leaf.astype(jnp.float32) for leaf in leaves]
+    leaves = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    leaves = [
+        leaf.astype(jnp.float32) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
     quartic = sum((jnp.sum(0.5 * leaf**2 + 0.1 * leaf**4) for leaf in leaves), jnp.float32(0.0))
     return quartic + 0.1 * sum((jnp.sum(leaf) for leaf in leaves), jnp.float32(0.0)) ** 2
 
@@ -59,7 +61,7 @@ TECHNIQUES = {
     "momentum": (0.9, 0.5),
     "dampening": (0.9, 0.2),
     "weight_decay": (0.1, 0.3),
-    "layer_scale": (0.5, 2.0),
+    "layer_multipliers": (0.5, 2.0),
     "sync_period": (2, 3),
     "slow_step_size": (0.5, 0.3),
     "average_start": (2, 3),
@@ -168,8 +170,8 @@ CASES = {
         identity={},
         state_bits=16,
     ),
-    "keep_state_in": Case(
-        partial(amac_jax.keep_state_in, optax.adam(0.1)),
+    "store_state_in": Case(
+        partial(amac_jax.store_state_in, optax.adam(0.1)),
         {"key": (1, 2)},
         fixed={"dtype": "bfloat16"},
         state_bits=16,
@@ -254,9 +256,18 @@ OFF = {
     "clip_value": {"clip_value": jnp.inf},
     "momentum": {"momentum": 0.0, "dampening": 0.0},
     "weight_decay": {"weight_decay": 0.0},
-    "layer_scale": {"layer_scale": 1.0},
+    "layer_multipliers": {"layer_multipliers": 1.0},
     "sync_period": {"sync_period": 2, "slow_step_size": 1.0},
     "average_start": {"average_start": jnp.inf},
+}
+
+# What means nothing without a technique, with values that would do something.
+COMPANIONS = {
+    "noise": {"sampler": "gaussian", "relative_noise": True},
+    "momentum": {"dampening": 0.5},
+    "weight_decay": {"decay_mask": True},
+    "sync_period": {"slow_step_size": 0.5},
+    "average_start": {"average_period": 2, "average_decay": 0.9},
 }
 
 # Each technique alone, as keywords of an optimizer.
@@ -267,7 +278,7 @@ ON = {
     "clip_value": {"clip_value": 0.3},
     "momentum": {"momentum": 0.9, "dampening": 0.5},
     "weight_decay": {"weight_decay": 0.3},
-    "layer_scale": {"layer_scale": {"dense/kernel": 0.5}},
+    "layer_multipliers": {"layer_multipliers": {"dense/kernel": 0.5}},
     "plateau": {"plateau": supplied(amac_jax.reduce_on_plateau, value=1.0)(patience=1)},
     "sync_period": {"sync_period": 2, "slow_step_size": 0.5},
     "average_start": {"average_start": 2},

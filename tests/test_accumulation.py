@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import amac_jax
-from amac_jax.optimizers.amac import EVERY_TECHNIQUE
-from amac_jax.transforms.accumulation import AccumulateGradientsState, accumulate_gradients
+from amac_jax.optimizers import EVERY_TECHNIQUE
+from amac_jax.wrappers import AccumulateGradientsState, accumulate_gradients
 from tests.helpers import assert_close, assert_same_bits, float64, normals, train
 
 LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}

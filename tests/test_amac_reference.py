@@ -71,7 +71,7 @@ def test_equals_the_published_code_at_every_step(name):
             assert ours.dtype == recording.config["dtype"]
             assert np.max(np.abs(ours - theirs)) <= tolerance
         averages = amac_jax.averaged_params(state)
-        assert int(state[-1].averaged) == recording.averaged
+        assert int(state[-1].inner.averaged) == recording.averaged
         for ours, theirs in zip(averages, recording.average, strict=True):
             assert np.max(np.abs(ours - theirs)) <= tolerance
 

@@ -42,7 +42,7 @@ def test_is_the_mean_of_the_snapshots_after_every_step(seed, start, period):
     for t, (params, state) in enumerate(train(tx, init, gradients), 1):
         assert_close(params, weights[t - 1])
         due = taken(start, period, t)
-        assert int(state[-1].averaged) == len(due)
+        assert int(state[-1].inner.averaged) == len(due)
         assert_close(averaged_params(state), mean([weights[t - 1] for t in due]) if due else init)
         assert_close(averaged_params(state, params), averaged_params(state) if due else params)
 
@@ -50,7 +50,7 @@ def test_is_the_mean_of_the_snapshots_after_every_step(seed, start, period):
 def test_a_fraction_of_a_run_is_rounded_up_to_the_next_step():
     init, *gradients = normals(0, LIKE, 11)
     tx = average_weights(7.5, 2)  # three quarters of 10 steps
-    averaged = [int(state.averaged) for _, state in train(tx, init, gradients)]
+    averaged = [int(state.inner.averaged) for _, state in train(tx, init, gradients)]
     assert averaged == [0, 0, 0, 0, 0, 0, 0, 1, 1, 2]
 
 
@@ -60,7 +60,7 @@ def test_hyperparameters_may_be_schedules():
     fixed = average_weights(3, 2, decay=0.5)
     (*_, (_, state)), (*_, (_, expected)) = (train(t, init, gradients) for t in (tx, fixed))
     assert_same_bits(state, expected)
-    assert int(state.averaged) == 4
+    assert int(state.inner.averaged) == 4
 
 
 @pytest.mark.parametrize("through_compose", [False, True])
@@ -98,8 +98,8 @@ def test_thousand_bfloat16_weights_are_averaged_in_float32():
 
     exact = float64(weights).mean(axis=0)
     state: Any = jax.lax.scan(ours, tx.init(weights[0]), weights)[0]
-    assert state.average.dtype == jnp.float32
-    assert np.max(np.abs(float64(state.average) - exact)) < 1e-3
+    assert state.inner.average.dtype == jnp.float32
+    assert np.max(np.abs(float64(state.inner.average) - exact)) < 1e-3
     (_, stalled), _ = jax.lax.scan(in_bfloat16, (1, weights[0]), weights)
     assert np.min(np.abs(float64(stalled) - exact)) > 0.1
 
@@ -118,8 +118,8 @@ def test_the_accumulator_has_at_least_the_precision_of_the_parameters(of_params,
     with jax.enable_x64(True):
         params = jnp.full(3, 1 / 3, of_params)
         _, state = apply(average_weights(dtype=asked_for), params, params)
-        assert state.average.dtype == kept
-        assert_same_bits(state.average, params.astype(kept) + params.astype(kept))
+        assert state.inner.average.dtype == kept
+        assert_same_bits(state.inner.average, params.astype(kept) + params.astype(kept))
         assert_same_bits(averaged_params(state, params), (2 * params).astype(of_params))
 
 

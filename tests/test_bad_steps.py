@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import amac_jax
-from amac_jax.optimizers.amac import EVERY_TECHNIQUE
-from amac_jax.transforms.skipping import skip_nonfinite
+from amac_jax import skip_nonfinite
+from amac_jax.optimizers import EVERY_TECHNIQUE
 from tests.helpers import SOAK, assert_same_bits, mixed_tree
 from tests.table import CASES, ONE_OF_EACH_FACTORY
 
@@ -203,6 +203,8 @@ def test_a_decay_of_16_bits_is_refused_by_name(dtype):
     """In bfloat16 0.999 is 1, and the second moment's bias correction 0 / 0."""
     with pytest.raises(ValueError, match=f"b2 must be in at least float32, got {dtype}, in which"):
         amac_jax.adam(0.1, b2=jnp.asarray(0.999, dtype))
+    with pytest.raises(ValueError, match=f"average_decay must be in at least float32, got {dtype}"):
+        amac_jax.adam(0.1, average_start=1, average_decay=jnp.asarray(0.999, dtype))
     params = {"w": jnp.ones(3, dtype)}
     tx = optax.inject_hyperparams(amac_jax.adam)(0.1)
     with pytest.raises(ValueError, match="takes hyperparam_dtype"):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import amac_jax
-from amac_jax.transforms.sophia import SophiaState
+from amac_jax.optimizers import ScaleBySophiaState
 from tests.helpers import assert_close, normals, train
 
 STEPS = 100
@@ -177,7 +177,7 @@ ROWS = {
         lambda: optax.sgd(1e-3, momentum=0.9),
     ),
     "momentum, dampened": Row(
-        lambda: amac_jax.momentum(0.01, 0.8, 0.5),
+        lambda: amac_jax.momentum(0.01, decay=0.8, dampening=0.5),
         lambda w, g, _: momentum(w, g, 0.01, 0.8, 0.5),
         lambda: optax.sgd(0.005, momentum=0.8),
     ),
@@ -202,7 +202,7 @@ ROWS = {
         lambda: optax.rmsprop(1e-3),
     ),
     "rmsprop, eps 0.3": Row(
-        lambda: amac_jax.rmsprop(1e-3, 0.99, 0.3),
+        lambda: amac_jax.rmsprop(1e-3, decay=0.99, eps=0.3),
         lambda w, g, _: rmsprop(w, g, 1e-3, 0.99, 0.3),
         lambda: optax.rmsprop(1e-3, decay=0.99, eps=0.3),
     ),
@@ -212,7 +212,7 @@ ROWS = {
         lambda: optax.adam(1e-3),
     ),
     "adam, eps 0.3": Row(
-        lambda: amac_jax.adam(1e-3, 0.8, 0.99, 0.3),
+        lambda: amac_jax.adam(1e-3, b1=0.8, b2=0.99, eps=0.3),
         lambda w, g, _: adam(w, g, 1e-3, 0.8, 0.99, 0.3),
         lambda: optax.adam(1e-3, b1=0.8, b2=0.99, eps=0.3),
     ),
@@ -230,7 +230,7 @@ ROWS = {
         ),
     ),
     "amsgrad, bias_corrected": Row(
-        lambda: amac_jax.amsgrad(1e-3, 0.8, 0.99, 0.3, bias_corrected=True),
+        lambda: amac_jax.amsgrad(1e-3, b1=0.8, b2=0.99, eps=0.3, bias_corrected=True),
         lambda w, g, _: amsgrad(w, g, 1e-3, 0.8, 0.99, 0.3, True),
         lambda: optax.amsgrad(1e-3, b1=0.8, b2=0.99, eps=0.3),
     ),
@@ -249,7 +249,7 @@ ROWS = {
         lambda w, g, _: radam(w, g, 1e-3, 0.9, 0.999, 1e-8, 4.0),
     ),
     "radam, threshold 5": Row(  # in float32 Optax's rho_5 = 4.996 is 4.961
-        lambda: amac_jax.radam(1e-3, 0.8, 0.99, 0.3, threshold=5.0),
+        lambda: amac_jax.radam(1e-3, b1=0.8, b2=0.99, eps=0.3, threshold=5.0),
         lambda w, g, _: radam(w, g, 1e-3, 0.8, 0.99, 0.3, 5.0),
         lambda: optax.radam(1e-3, b1=0.8, b2=0.99, eps=0.3, threshold=5.0),
     ),
@@ -262,7 +262,7 @@ ROWS = {
         lambda w, g, _: adabelief(w, g, 1e-3, 0.9, 0.999, 1e-8),
     ),
     "adabelief, eps 0.3": Row(
-        lambda: amac_jax.adabelief(1e-3, 0.8, 0.99, 0.3),
+        lambda: amac_jax.adabelief(1e-3, b1=0.8, b2=0.99, eps=0.3),
         lambda w, g, _: adabelief(w, g, 1e-3, 0.8, 0.99, 0.3),
     ),
     "adabelief, eps_root": Row(
@@ -282,7 +282,9 @@ ROWS = {
         decay=0.2,
     ),
     "sophia, seldom clipped": Row(
-        lambda: amac_jax.sophia(1e-3, 0.9, 0.5, 2.0, 0.3, 3, weight_decay=None),
+        lambda: amac_jax.sophia(
+            1e-3, b1=0.9, b2=0.5, gamma=2.0, eps=0.3, update_interval=3, weight_decay=None
+        ),
         lambda w, g, _: sophia(w, g, 1e-3, 0.9, 0.5, 2.0, 0.3, 3, 0.0),
     ),
     "newton": Row(
@@ -378,7 +380,7 @@ def test_nesterov_is_the_gradient_taken_one_step_ahead(beta):
         w = w - eta * v
         ahead.append(w - eta * beta * v)
     with jax.enable_x64(True):
-        tx = amac_jax.nesterov(eta, beta)
+        tx = amac_jax.nesterov(eta, decay=beta)
         theta = jnp.array([1.0, -2.0, 0.5])
         state = tx.init(theta)
         for expected in ahead:
@@ -473,6 +475,14 @@ def test_a_float64_schedule_does_not_change_the_state_of_float32_parameters(name
         assert params["kernel"].dtype == jnp.float32
 
 
+def sophias_state(state) -> ScaleBySophiaState:
+    def is_sophia(node):
+        return isinstance(node, ScaleBySophiaState)
+
+    [found] = filter(is_sophia, jax.tree.leaves(state, is_leaf=is_sophia))
+    return found
+
+
 def test_sophias_estimate_is_the_hessians_diagonal_on_average():
     """Of a Hessian with off-diagonals twice as large, over 4,000 keys."""
     hessian = jnp.array([[1.0, 2.0, -2.0], [2.0, 3.0, 2.0], [-2.0, 2.0, 5.0]])
@@ -482,10 +492,7 @@ def test_sophias_estimate_is_the_hessians_diagonal_on_average():
         tx = amac_jax.sophia(1.0, b1=0.0, b2=0.0, gamma=1.0, eps=1e-6, weight_decay=None, key=key)
         state = tx.init(params)
         _, state = tx.update(params, state, params, value_fn=lambda x: 0.5 * x @ hessian @ x)
-        return next(s.hessian for s in jax.tree.leaves(state, is_leaf=is_sophia) if is_sophia(s))
-
-    def is_sophia(node):
-        return isinstance(node, SophiaState)
+        return sophias_state(state).hessian
 
     estimates = np.asarray(jax.jit(jax.vmap(estimate))(jnp.arange(4000)))
     # Each row's variance is 4 + 4; six standard errors fail once in 2e8 runs for each.
@@ -501,10 +508,7 @@ def test_sophias_signs_are_not_those_of_the_noise():
 
     tx = amac_jax.sophia(1.0, b1=0.0, b2=0.0, gamma=1.0, weight_decay=None)
     _, state = tx.update(zeros, tx.init(zeros), zeros, value_fn=value_fn)
-    signs = np.sign(
-        next(s.hessian for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, SophiaState))
-             if isinstance(s, SophiaState))
-    )  # fmt: skip
+    signs = np.sign(sophias_state(state).hessian)
     noise = amac_jax.inject_noise(1.0, key=0, sampler="threefry")
     xi, _ = noise.update(zeros, noise.init(zeros))
     assert abs(np.corrcoef(signs, xi)[0, 1]) < 6 / 2000**0.5

@@ -274,7 +274,7 @@ def test_the_ablation_is_recorded_reported_and_resumed(short, tmp_path, monkeypa
     assert len(recorded["scores"]) == 22
     assert (tmp_path / "effects.png").stat().st_size > 1000
     text = capsys.readouterr().out
-    assert "| centralization | +0 ± 0 |" in text  # a vector has no fan-in
+    assert "| centralize | +0 ± 0 |" in text  # a vector has no fan-in
     monkeypatch.setattr(ablation, "run", None)
     ablation.main(arguments)
     assert content(tmp_path) == recorded

@@ -2,17 +2,20 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import amac_jax
-from amac_jax.optimizers.amac import EVERY_TECHNIQUE
-from tests.table import OPTIMIZERS
+from amac_jax.optimizers import EVERY_TECHNIQUE
+from tests.table import CASES, COMPANIONS, OPTIMIZERS
 
 NAN = float("nan")
 CLASSIC = [case.factory for case in OPTIMIZERS.values()]
+WHOLE = "must be a whole number in [1, inf)"
 
 REFUSED = [
     (amac_jax.centralize, {"strength": -0.1}, "strength must be in [0, 1]"),
@@ -83,7 +86,7 @@ REFUSED = [
     (amac_jax.sophia, {"update_interval": 0}, "update_interval must be a whole number in [1, inf)"),
     (amac_jax.newton, {"damping": -1.0}, "damping must be in [0, inf)"),
     (amac_jax.newton, {"max_iterations": 0}, "max_iterations must be a whole number in [1, inf)"),
-    (amac_jax.adam, {"layer_scale": -1.0}, "layer_scale must be in [0, inf)"),
+    (amac_jax.adam, {"layer_multipliers": -1.0}, "layer_multipliers must be in [0, inf)"),
     (amac_jax.sgd, {"learning_rate": -1.0}, "learning_rate must be in [0, inf)"),
     (amac_jax.sgd, {"learning_rate": NAN}, "learning_rate must be in [0, inf)"),
     (amac_jax.sgd, {"learning_rate": "fast"}, "learning_rate must be in [0, inf)"),
@@ -94,7 +97,22 @@ REFUSED = [
     (amac_jax.adam, {"sync_period": 0}, "sync_period must be a whole number in [1, inf)"),
     (amac_jax.adamw, {"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),
     (amac_jax.amac, {"learning_rate": -1.0}, "learning_rate must be in [0, inf)"),
-    (amac_jax.amac, {"total_steps": 0}, "total_steps must be in (0, inf)"),
+    (amac_jax.amac, {"total_steps": 0}, f"total_steps {WHOLE}"),
+    (amac_jax.amac, {"total_steps": 100.5}, f"total_steps {WHOLE}"),
+    (amac_jax.amac, {"learning_rate": 1000, "total_steps": 5e-3}, f"total_steps {WHOLE}"),
+    (
+        amac_jax.amac,
+        {"total_steps": 1000, "average_start": 2000},
+        "average_start must be at most total_steps, 1000, or inf",
+    ),
+    (amac_jax.amac, {"warmup_steps": "none"}, "warmup_steps must be 'auto' or in [0, inf)"),
+    (amac_jax.amac, {"average_start": "never"}, "average_start must be 'auto' or in [0, inf]"),
+    (amac_jax.amac, {"weight_decay": "Auto"}, "weight_decay must be 'auto' or in [0, inf)"),
+    (
+        amac_jax.amac,
+        {"momentum": 0.9, "dampening": "mu"},
+        "dampening must be 'auto' or in [0, 1]",
+    ),
     (amac_jax.amac, {"warmup_steps": 100}, "total_steps must be greater than warmup_steps"),
     (amac_jax.amac, {"b1": 1.0}, "b1 must be in [0, 1)"),
     (amac_jax.amac, {"momentum": 1.0}, "momentum must be in [0, 1)"),
@@ -113,6 +131,40 @@ REFUSED = [
     (amac_jax.amac_reference, {"clip_value": 0.0}, "clip_value must be in (0, inf]"),
     (amac_jax.amac_reference, {"warmup_steps": 0}, "warmup_steps must be in [1, inf)"),
     (amac_jax.amac_reference, {"total_steps": 1000}, "total_steps must be greater than"),
+    # A keyword without the technique that it belongs to.
+    *[
+        (factory, {technique: None, name: value}, f"{name} needs {technique}, without which")
+        for factory in (amac_jax.compose, amac_jax.adam, amac_jax.adamw, amac_jax.amac)
+        for technique, companions in COMPANIONS.items()
+        for name, value in companions.items()
+    ],
+    (amac_jax.sgd, {"slow_step_size": 0.5}, "slow_step_size needs sync_period, without which"),
+    (amac_jax.sgd, {"centralize": True, "dampening": 0.5}, "dampening needs momentum"),
+    # Bools in the place of numbers.
+    (amac_jax.adam, {"clip_norm": True}, "clip_norm must be in (0, inf]"),
+    (amac_jax.adam, {"weight_decay": True}, "weight_decay must be in [0, inf)"),
+    (amac_jax.adam, {"noise": True}, "noise must be in [0, inf)"),
+    (amac_jax.adam, {"momentum": True}, "momentum must be in [0, 1)"),
+    (amac_jax.adam, {"clip_value": True}, "clip_value must be in (0, inf]"),
+    (amac_jax.adam, {"average_start": True}, "average_start must be in [0, inf]"),
+    (amac_jax.adam, {"learning_rate": True}, "learning_rate must be in [0, inf)"),
+    (amac_jax.adam, {"learning_rate": False}, "learning_rate must be in [0, inf)"),
+    (amac_jax.adam, {"b1": False}, "b1 must be in [0, 1)"),
+    # Zeros, which are not False.
+    (amac_jax.adam, {"clip_norm": 0.0}, "clip_norm must be in (0, inf]"),
+    (amac_jax.adam, {"clip_value": 0}, "clip_value must be in (0, inf]"),
+    (amac_jax.adam, {"average_start": 1, "average_period": 0}, f"average_period {WHOLE}"),
+    # Keys.
+    (amac_jax.inject_noise, {"key": "a"}, "key must be an integer seed or a JAX key"),
+    (amac_jax.inject_noise, {"key": 0.5}, "key must be an integer seed or a JAX key"),
+    (amac_jax.adam, {"noise": 0.1, "key": "a"}, "key must be an integer seed or a JAX key"),
+    (amac_jax.sophia, {"key": "a"}, "key must be an integer seed or a JAX key"),
+    (
+        amac_jax.adam,
+        {"state_dtype": "bfloat16", "key": "a"},
+        "key must be an integer seed or a JAX key",
+    ),
+    (amac_jax.adam, {"key": "a"}, "key must be an integer seed or a JAX key"),
 ]
 NEEDED = {
     **{factory: {"learning_rate": 0.1} for factory in [*CLASSIC, amac_jax.newton, amac_jax.sophia]},
@@ -137,6 +189,7 @@ NEEDED = {
     amac_jax.warmup_cosine: {"peak": 1.0, "total_steps": 100, "warmup_steps": 10},
     amac_jax.linear_anneal: {"initial": 1.0, "total_steps": 100},
     amac_jax.amac: {"learning_rate": 0.1, "total_steps": 100},
+    amac_jax.compose: {"core": optax.scale_by_rms(), "learning_rate": 0.1},
 }
 
 
@@ -187,10 +240,148 @@ def test_update_without_params_says_that_they_are_needed(tx):
         tx.update(gradients, tx.init(gradients))
 
 
-@pytest.mark.parametrize("factory", [*CLASSIC, amac_jax.amac])
-def test_an_unknown_technique_is_a_type_error(factory):
-    with pytest.raises(TypeError, match="lookahed"):
-        factory(**NEEDED[factory], lookahed=True)
+@pytest.mark.parametrize("factory", [*CLASSIC, amac_jax.amac, amac_jax.compose])
+def test_an_unknown_keyword_is_a_type_error_that_names_the_nearest(factory):
+    with pytest.raises(TypeError) as error:
+        factory(**NEEDED[factory], clip_nrom=1.0)
+    name = factory.__name__
+    expected = f"{name}() does not take 'clip_nrom'; did you mean 'clip_norm'?"
+    assert str(error.value) == expected
+    with pytest.raises(TypeError) as error:
+        factory(**NEEDED[factory], unheard_of=1.0)
+    expected = f"{name}() does not take 'unheard_of'; its help lists the keywords"
+    assert str(error.value) == expected
+
+
+# Keywords of Optax, PyTorch and Keras, and what is said of each.
+FOREIGN = {
+    "mask": "decay_mask",
+    "betas": "b1 and b2",
+    "beta1": "b1",
+    "beta2": "b2",
+    "lr": "learning_rate",
+    "epsilon": "eps",
+    "nesterov": "amac_jax.nesterov and amac_jax.nadam",
+    "amsgrad": "amac_jax.amsgrad",
+    "centered": "compose(optax.scale_by_stddev(), learning_rate)",
+    "eps_root": "compose(optax.scale_by_adam(eps_root=...), ...)",
+    "mu_dtype": "state_dtype='bfloat16'",
+    "accumulator_dtype": "state_dtype='bfloat16'",
+    "initial_accumulator_value": "optax.scale_by_rss(initial_accumulator_value=...)",
+    "initial_scale": "optax.scale_by_rms(initial_scale=...)",
+    "layer_scale": "layer_multipliers",
+    "max_norm": "clip_norm",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_keyword_of_another_library_is_refused_and_ours_is_named(name):
+    for factory in (amac_jax.adamw, amac_jax.amac, amac_jax.compose):
+        with pytest.raises(TypeError) as error:
+            factory(**NEEDED.get(factory, {"learning_rate": 0.1}), **{name: 1.0})
+        start = f"{factory.__name__}() does not take {name!r}: "
+        assert str(error.value).startswith(start)
+        assert FOREIGN[name] in str(error.value).removeprefix(start)
+
+
+@pytest.mark.parametrize("factory", [*CLASSIC, amac_jax.amac, amac_jax.compose])
+def test_hyperparameters_are_keywords(factory):
+    """Two numbers in a row would be taken in another order than meant."""
+    positional = NEEDED[factory].values()
+    factory(*positional)
+    with pytest.raises(TypeError, match="positional argument"):
+        factory(*positional, 0.9)
+
+
+# Which core it is.
+
+OPTIMIZERS_AS_CORES = {
+    "Optax's": lambda: optax.adam(1e-3),
+    "Optax's without state": lambda: optax.sgd(0.1),
+    "ours": lambda: amac_jax.adam(1e-3),
+    "ours with bad steps skipped": lambda: amac_jax.adam(1e-3, skip_nonfinite=True),
+    "a chain of it": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)),
+    "with a rate that begins at 0": lambda: optax.adam(optax.linear_schedule(0.0, 0.1, 100)),
+}
+CORES = {
+    "adam": optax.scale_by_adam,
+    "lion": optax.scale_by_lion,
+    "identity": optax.identity,
+    "muon": optax.contrib.scale_by_muon,
+    "ours": amac_jax.scale_by_radam,
+    "with an objective": amac_jax.scale_by_newton,
+    "a chain": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.trace(0.9)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS_AS_CORES)
+def test_an_optimizer_is_not_a_core(name):
+    """Times -eta its updates, which point against the gradient, would climb."""
+    message = r"core must be a scale_by_\* .* got an optimizer, whose"
+    for begin in (lambda tx: tx.init, lambda tx: jax.jit(tx.init)):
+        with pytest.raises(ValueError, match=message):
+            begin(amac_jax.compose(OPTIMIZERS_AS_CORES[name](), 1e-3))(jnp.ones(2))
+
+
+def test_an_optimizer_of_ours_in_the_place_of_a_core_is_named_at_once():
+    core = amac_jax.adam(1e-3, clip_norm=1.0)
+    with pytest.raises(ValueError, match="got an optimizer") as error:
+        amac_jax.compose(core, 1e-3)
+    assert repr(core) in str(error.value)
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_a_core_is_a_core(name):
+    params = {"kernel": jnp.ones((3, 2))}
+    tx = amac_jax.compose(CORES[name](), 1e-3)
+    state = tx.init(params)
+    chex.assert_trees_all_equal(state, jax.jit(tx.init)(params))
+
+
+@pytest.mark.parametrize("core", [None, "adam", optax.scale_by_adam])
+def test_what_is_not_a_transformation_is_not_a_core(core):
+    with pytest.raises(ValueError, match="core must be a gradient transformation, got"):
+        amac_jax.compose(core, 1e-3)
+
+
+# What is wrong with trees is said by path.
+
+
+def test_a_pattern_that_fits_no_stack_is_refused_at_init():
+    params = {"layers": {"kernel": jnp.ones((2, 3, 3))}}
+    message = re.escape("each fit a leaf, such as 'layers/kernel', got 'blocks'")
+    stacks = amac_jax.stacked("blocks")
+    for techniques in ({"centralize": True}, {"weight_decay": 0.1}):
+        with pytest.raises(ValueError, match=message):
+            amac_jax.adam(0.1, **techniques, fan_in_axes=stacks).init(params)
+        amac_jax.adam(0.1, **techniques, fan_in_axes=amac_jax.stacked("layers")).init(params)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradient_of_another_shape_is_refused_by_path(name):
+    """It would broadcast: (2, 1) and (1, 3) make (2, 3)."""
+    params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    gradients = {"dense": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(3)}}
+    tx = optax.with_extra_args_support(CASES[name].build())
+    state = jax.eval_shape(tx.init, params)
+    jax.eval_shape(tx.update, params, state, params)
+    message = (
+        "the gradient at 'dense/kernel' must have the shape of its parameter, (2, 3), got (2, 1)"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(tx.update, gradients, state, params)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_python_number_that_has_a_gradient_is_refused_by_path(name):
+    """It is not trained, as a dropout's rate is not; with a gradient it is meant to be."""
+    params = {"dense": {"bias": jnp.ones(3)}, "temperature": 1.0}
+    gradients = {"dense": {"bias": jnp.ones(3)}, "temperature": jnp.array(1.0)}
+    tx = optax.with_extra_args_support(CASES[name].build())
+    state = tx.init(params)
+    message = "the parameter of a gradient at 'temperature' must be an array, got 1.0"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tx.update(gradients, state, params)
 
 
 def test_reduce_on_plateau_says_that_it_needs_a_value():

@@ -11,7 +11,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import amac_jax
-from amac_jax.optimizers.amac import EVERY_TECHNIQUE
+from amac_jax.optimizers import EVERY_TECHNIQUE
 
 STEPS = 400  # of which the default decay of `amac`, 3 / (rate x steps), asks for a few hundred
 OPTIMIZERS = {

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import amac_jax
-from amac_jax import landscapes
-from amac_jax.landscapes import LANDSCAPES, trajectory
+from amac_jax.tools import landscapes
+from amac_jax.tools.landscapes import LANDSCAPES, trajectory
 from tests.table import OPTIMIZERS
 
 every_landscape = pytest.mark.parametrize("name", LANDSCAPES)

@@ -6,8 +6,8 @@ import landscapes as example
 import numpy as np
 import pytest
 
-from amac_jax.landscapes import LANDSCAPES, trajectory
-from amac_jax.plotting import plot_gallery, plot_paths
+from amac_jax.tools.landscapes import LANDSCAPES, trajectory
+from amac_jax.tools.plotting import plot_gallery, plot_paths
 
 
 @pytest.mark.parametrize(

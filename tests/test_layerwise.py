@@ -14,9 +14,8 @@ import pytest
 from flax import nnx
 
 import amac_jax
-from amac_jax import decay_weights, heavy_ball, lookahead
-from amac_jax.layout import path_matches, written_path
-from amac_jax.transforms.layerwise import ScaleByLayerState, layerwise_decay, scale_by_layer
+from amac_jax import decay_weights, heavy_ball, layerwise_decay, lookahead, scale_by_layer
+from amac_jax._core.paths import path_matches, written_path
 from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train
 
 KEY = jax.random.key(0, impl="unsafe_rbg")
@@ -63,7 +62,7 @@ def test_equals_discriminative_fine_tuning(seed, given_as):
         steps = multiplied(gradient, rates)
         expected = jax.tree.map(lambda p, s: p - s, expected, steps)
         assert_close(params, expected)
-        assert state[-1] == optax.EmptyState()
+        assert state[-1].inner == optax.EmptyState()
 
 
 # --- Real models ----------------------------------------------------------------------------------
@@ -192,7 +191,7 @@ def test_gradual_unfreezing_by_a_schedule():
     assert [params["body"][0] for params in history] == [0.0, 0.0, 0.5, 1.0]
     assert [params["head"][0] for params in history] == [2.0, 4.0, 6.0, 8.0]
     state: Any = tx.init(params)
-    assert state == ScaleByLayerState(count=0)
+    assert (int(state.count), state.inner) == (0, optax.EmptyState())
     assert state.count.dtype == jnp.int32
 
 
@@ -405,8 +404,9 @@ def test_in_the_pipeline_it_scales_the_decay_and_keeps_no_state():
     """Stage 9: after learning rate, momentum and decay, before averaging."""
     params = {"head": jnp.array([2.0]), "body": jnp.array([2.0]), "frozen": jnp.array([2.0])}
     scale = {"body": 0.1, "frozen": 0.0}
-    plain = amac_jax.sgd(0.5, weight_decay=0.2, decay_mask=True, average_start=1)
-    tx = amac_jax.sgd(0.5, weight_decay=0.2, decay_mask=True, average_start=1, layer_scale=scale)
+    decayed = {"weight_decay": 0.2, "decay_mask": True, "average_start": 1}
+    plain = amac_jax.sgd(0.5, **decayed)
+    tx = amac_jax.sgd(0.5, **decayed, layer_multipliers=scale)
     count = len(jax.tree.leaves(plain.init(params)))
     state = tx.init(params)
     assert len(jax.tree.leaves(state)) == count
@@ -421,6 +421,6 @@ def test_in_the_pipeline_it_scales_the_decay_and_keeps_no_state():
 def test_the_pipeline_takes_layerwise_decay():
     params = {"layers": [jnp.ones(1), jnp.ones(1), jnp.ones(1)]}
     decay = amac_jax.layerwise_decay(0.5, ["layers/0", "layers/1", "layers/2"])
-    tx = amac_jax.adam(1.0, layer_scale=decay)
+    tx = amac_jax.adam(1.0, layer_multipliers=decay)
     updates, _ = tx.update(params, tx.init(params), params)
     np.testing.assert_allclose(jnp.stack(updates["layers"])[:, 0], [-0.25, -0.5, -1.0], rtol=1e-5)

@@ -12,7 +12,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 from amac_jax import amac, lookahead, slow_params
-from amac_jax.optimizers.amac import EVERY_TECHNIQUE
+from amac_jax.optimizers import EVERY_TECHNIQUE
 from tests.helpers import assert_close, assert_same_bits, float64, normals, train
 
 LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}

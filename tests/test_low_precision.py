@@ -1,4 +1,4 @@
-"""State in bfloat16: the rounding, `keep_state_in`, and what `state_dtype` makes of the others.
+"""State in bfloat16: the rounding, `store_state_in`, and what `state_dtype` makes of the others.
 
 A statistical test is a function of fixed keys; its error probability is that of failing perfect
 random bits.
@@ -11,10 +11,10 @@ import optax
 import pytest
 
 import amac_jax
-from amac_jax import average_weights, averaged_params, keep_state_in, lookahead, slow_params
-from amac_jax.optimizers.amac import EVERY_TECHNIQUE
-from amac_jax.rounding import narrow_stochastically, round_stochastically, rounding_key
-from amac_jax.samplers import fast_normal, random_words
+from amac_jax import average_weights, averaged_params, lookahead, slow_params, store_state_in
+from amac_jax._core.random import fast_normal, random_words
+from amac_jax._core.storage import narrow_stochastically, round_stochastically, storage
+from amac_jax.optimizers import EVERY_TECHNIQUE
 from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train
 
 Z = 4.9  # a normal variable is farther from its mean, in standard deviations, 1 time in 10^6
@@ -77,7 +77,7 @@ def test_leaves_stages_and_noise_have_bits_of_their_own(seed):
     half = jnp.full(MANY, 1 + 2**-8)
 
     def coins(key, count=0):
-        key = jax.random.wrap_key_data(rounding_key(key))
+        key = jax.random.wrap_key_data(storage("state_dtype", "bfloat16", key).key_data())
         both = narrow_stochastically({"mu": half, "nu": half}, "bfloat16", key, count)
         return [np.asarray(x) > 1 for x in (both["mu"], both["nu"])]
 
@@ -114,8 +114,8 @@ def test_a_moving_average_of_thousand_increments_is_not_lost(seed):
         return jax.jit(lambda state: jax.lax.scan(step, state, None, 1000)[0])(state)
 
     exact = float64(final(core, core.init(gradient)).nu)
-    tx = keep_state_in(core, "bfloat16", key=seed)
-    ours = final(tx, tx.init(gradient)).inner.nu
+    tx = store_state_in(core, "bfloat16", key=seed)
+    ours = final(tx, tx.init(gradient)).inner.inner.nu
     assert ours.dtype == jnp.bfloat16
     ours = float64(ours)
     assert abs(np.sum(ours) / np.sum(exact) - 1) < 0.002
@@ -142,7 +142,7 @@ def test_an_average_of_thousand_weights_is_not_lost(seed, decay):
         def step(state, params):
             return tx.update(jnp.zeros_like(params), state, params)[1], None
 
-        return jax.lax.scan(step, tx.init(weights[0]), weights)[0].average
+        return jax.lax.scan(step, tx.init(weights[0]), weights)[0].inner.average
 
     exact, ours = float64(average()), average(state_dtype="bfloat16", key=seed)
     assert ours.dtype == jnp.bfloat16
@@ -169,9 +169,10 @@ def test_velocity_does_not_stall():
         jax.lax.fori_loop(
             0, 300, lambda _, state, each=each: each.update(ones, state)[1], each.init(ones)
         )
-        for each in (tx, keep_state_in(tx, "bfloat16"))
+        for each in (tx, store_state_in(tx, "bfloat16"))
     )
-    assert abs(np.mean(float64(state.inner.velocity) / float64(exact.velocity)) - 1) < 0.01
+    ratio = float64(state.inner.inner.velocity) / float64(exact.inner.velocity)
+    assert abs(np.mean(ratio) - 1) < 0.01
 
 
 # The transformations.
@@ -179,7 +180,7 @@ def test_velocity_does_not_stall():
 
 def test_a_wrapped_adam_steps_as_adam_does():
     init, *gradients = normals(0, MLP["out"], 31)
-    wrapped = list(train(keep_state_in(optax.adam(0.01), "bfloat16"), init, gradients))
+    wrapped = list(train(store_state_in(optax.adam(0.01), "bfloat16"), init, gradients))
     plain = list(train(optax.adam(0.01), init, gradients))
     assert_same_bits(wrapped[0][0], plain[0][0])  # from zeros
     moved = jax.tree.map(lambda a, b: a - b, float64(plain[-1][0]), float64(init))
@@ -190,14 +191,16 @@ def test_a_wrapped_adam_steps_as_adam_does():
 def test_a_step_is_the_inner_step_on_the_widened_state_rounded():
     init, *gradients = normals(0, MLP["out"], 4)
     inner = optax.scale_by_adam()
-    tx = keep_state_in(inner, "bfloat16", key=3)
+    tx = store_state_in(inner, "bfloat16", key=3)
     *_, (params, state) = train(tx, init, gradients)
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.ndim else x, state.inner)
+    stored = state.inner.inner
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.ndim else x, stored)
     expected, after = inner.update(gradients[0], wide, params)
     updates, new = tx.update(gradients[0], state, params)
     assert_same_bits(updates, expected)
-    assert_same_bits(new.inner.count, after.count)
-    for ours, exact in zip(jax.tree.leaves(new.inner), jax.tree.leaves(after), strict=True):
+    assert int(state.count) == int(stored.count) == 3
+    assert_same_bits(new.inner.inner.count, after.count)
+    for ours, exact in zip(jax.tree.leaves(new.inner.inner), jax.tree.leaves(after), strict=True):
         gap = np.abs(float64(ours) - float64(exact))
         assert np.all(gap < 2.0**-7 * np.abs(float64(exact)) + 1e-30)
 
@@ -205,9 +208,9 @@ def test_a_step_is_the_inner_step_on_the_widened_state_rounded():
 def test_scalars_integers_and_keys_stay_as_they_are():
     inner = optax.chain(optax.trace(0.9), optax.add_noise(0.1, 0.5, jax.random.key(1)))
     params = {"kernel": jnp.ones((2, 2)), "temperature": jnp.array(1.0)}
-    tx = keep_state_in(inner, "bfloat16")
+    tx = store_state_in(inner, "bfloat16")
     _, state = apply(tx, params, steps=2)
-    dtypes = jax.tree.map(lambda leaf: leaf.dtype.name, state.inner)
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype.name, state.inner.inner)
     assert dtypes[0].trace == {"kernel": "bfloat16", "temperature": "float32"}
     assert dtypes[1] == jax.tree.map(lambda leaf: leaf.dtype.name, inner.init(params)[1])
 
@@ -220,7 +223,7 @@ def test_off_is_absent_bit_for_bit(off):
             amac_jax.amac(0.1, 8, **EVERY_TECHNIQUE, state_dtype=off),
             amac_jax.amac(0.1, 8, **EVERY_TECHNIQUE),
         ),
-        (keep_state_in(optax.adam(0.1), off), optax.adam(0.1)),
+        (store_state_in(optax.adam(0.1), off), optax.adam(0.1)),
         (lookahead(2, state_dtype=off), lookahead(2)),
         (average_weights(state_dtype=off), average_weights()),
     ]
@@ -290,8 +293,8 @@ def test_restarts_round_alike_and_keys_do_not():
     (gradient,) = normals(0, MLP["out"], 1)
 
     def velocity(key):
-        _, state = apply(keep_state_in(optax.trace(0.9), "bfloat16", key=key), gradient, steps=3)
-        return state.inner
+        _, state = apply(store_state_in(optax.trace(0.9), "bfloat16", key=key), gradient, steps=3)
+        return state.inner.inner
 
     assert_same_bits(velocity(1), velocity(jax.random.key(1)))
     with pytest.raises(AssertionError):
@@ -301,7 +304,7 @@ def test_restarts_round_alike_and_keys_do_not():
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "nothing", 7])
 def test_other_dtypes_are_refused(dtype):
     for name, build in (
-        ("dtype", lambda: keep_state_in(optax.adam(0.1), dtype)),
+        ("dtype", lambda: store_state_in(optax.adam(0.1), dtype)),
         ("state_dtype", lambda: lookahead(state_dtype=dtype)),
         ("state_dtype", lambda: average_weights(state_dtype=dtype)),
         ("state_dtype", lambda: amac_jax.adam(0.1, state_dtype=dtype)),
@@ -314,4 +317,4 @@ def test_other_dtypes_are_refused(dtype):
 @pytest.mark.parametrize("tx", [None, "adam", optax.adam])
 def test_what_is_no_transformation_is_refused(tx):
     with pytest.raises(ValueError, match="tx must be a gradient transformation, got"):
-        keep_state_in(tx, "bfloat16")
+        store_state_in(tx, "bfloat16")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ def run(out: Path, *arguments: str) -> dict:
     return json.loads((out / "metrics.json").read_text())
 
 
-def test_the_default_run_learns_and_reports(tmp_path, capfd):
+def test_the_default_run_learns_and_reports(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     report = run(tmp_path / "new" / "folder", "--seed", "3")
     epochs = report["epochs"]
     assert [list(epoch) for epoch in epochs] == [FIELDS] * 10
@@ -35,9 +37,31 @@ def test_the_default_run_learns_and_reports(tmp_path, capfd):
     assert report["configuration"]["steps"] == 10 * 23
     assert {"jax", "flax", "optax", "amac_jax", "python"} <= set(report["versions"])
     assert report["device"]
-    out, err = capfd.readouterr()
+    out, err = capsys.readouterr()
     assert len([line for line in out.splitlines() if "averaged weights" in line]) == 10
     assert "mlp, amac" in err  # the progress bar
+
+
+def test_a_pipe_gets_each_epochs_line_at_once_and_no_bar(tmp_path, capsys, monkeypatch):
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    add, seen = mnist.Report.add, []
+
+    def add_and_look(report, row, metrics):
+        seen.append(os.read(read, 10_000).decode())  # at the end of an epoch, before its line
+        add(report, row, metrics)
+
+    monkeypatch.setattr(mnist.Report, "add", add_and_look)
+    with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)  # which keeps 8 KiB before it writes them
+        run(tmp_path, "--epochs", "3")
+    seen.append(os.read(read, 10_000).decode())
+    os.close(read)
+    assert [re.findall(r"^epoch (\d)/3", text, re.MULTILINE) for text in seen] == [
+        [], ["1"], ["2"], ["3"]
+    ]  # fmt: skip
+    assert seen[0].startswith("first step")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_seed_gives_one_run_and_another_another(tmp_path):

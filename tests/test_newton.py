@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 import amac_jax
-from amac_jax.landscapes import cosh, saddle, trajectory
-from amac_jax.transforms.newton import DENSE_LIMIT, scale_by_newton
+from amac_jax.optimizers._newton import DENSE_LIMIT, scale_by_newton
+from amac_jax.tools.landscapes import cosh, saddle, trajectory
 from tests.helpers import apply
 
 
@@ -194,6 +194,21 @@ def test_max_iterations_is_the_size_of_the_space():
         )
     ]
     assert all(after < 0.9 * before for before, after in itertools.pairwise(residuals))
+
+
+@pytest.mark.parametrize("saddle_free", [False, True])
+@pytest.mark.parametrize("kind", [int, float, np.int64, np.int32, np.float64])
+def test_a_number_of_any_kind_may_be_above_the_default(kind, saddle_free):
+    """64 vectors are the whole space, and the step the inverse; the default, 32, are half of it."""
+    hessian = symmetric(4, np.linspace(0.01, 100.0, 64))
+    gradient = np.random.default_rng(8).normal(size=64)
+    expected = np.linalg.solve(hessian, gradient)
+    arguments = {"saddle_free": saddle_free, "matrix_free": True}
+    with jax.enable_x64(True):
+        whole = unjitted_direction(hessian, gradient, max_iterations=kind(64), **arguments)
+        np.testing.assert_allclose(whole, expected, rtol=1e-9)
+        half = np.asarray(unjitted_direction(hessian, gradient, **arguments))
+    assert np.max(np.abs(half - expected)) > 1e-4 * np.max(np.abs(expected))
 
 
 @pytest.mark.parametrize("saddle_free", [False, True])

@@ -23,7 +23,8 @@ import scipy.stats
 from flax import serialization
 
 import amac_jax
-from amac_jax import inject_noise, noise_anneal, samplers
+from amac_jax import inject_noise, noise_anneal
+from amac_jax._core.random import counter, normal, unrolls_threefry
 from tests.helpers import assert_same_bits
 
 Z = 4.9  # a normal variable is farther from its mean, in standard deviations, 1 time in 10^6
@@ -67,7 +68,7 @@ def test_fast_has_mean_0_variance_1_and_the_documented_kurtosis(key):
 def test_hashes_spread_over_all_words_have_the_documented_moments():
     """One word in 256, evenly spread: a sum, not a sample, so no error probability."""
     hashes = jnp.arange(2**24, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
-    x = np.asarray(samplers._near_normal(hashes), np.float64)
+    x = np.asarray(normal._near_normal(hashes), np.float64)
     assert abs(np.mean(x)) < 1e-5
     assert abs(np.mean(x * x) - 1) < 2e-5
     assert abs(moments(x)[2] + 0.0602) < 3e-4
@@ -77,7 +78,7 @@ def test_hashes_spread_over_all_words_have_the_documented_moments():
 def test_all_hashes_in_a_leaf_differ(stride):
     """Of 2^20 random words 128 would have a twin; certain, so no error probability."""
     index = jnp.arange(2**20, dtype=jnp.uint32) * jnp.uint32(stride)
-    hashes = samplers._hash(index, *jnp.uint32([7, 9]))
+    hashes = counter._hash(index, *jnp.uint32([7, 9]))
     assert np.unique(hashes).size == hashes.size
 
 
@@ -138,7 +139,7 @@ def test_gaussian_is_the_normal_quantile_of_its_words():
     signed = words.view(np.int32).astype(np.float64)
     tail = (2.0**31 - np.abs(signed + 0.5)) / 2**32
     exact = -np.sign(signed + 0.5) * scipy.special.ndtri(tail)
-    ours = np.asarray(samplers._normal_quantile(jnp.asarray(words)), np.float64)
+    ours = np.asarray(normal._normal_quantile(jnp.asarray(words)), np.float64)
     np.testing.assert_allclose(ours, exact, rtol=5e-7)
     assert 6.3 < np.abs(ours).max() < 6.4
 
@@ -181,7 +182,7 @@ def p_values(a, b):
 
 def keyed(first, second):
     index = jnp.arange(SOME, dtype=jnp.uint32)
-    return samplers._near_normal(samplers._hash(index, *jnp.uint32([first, second])))
+    return normal._near_normal(counter._hash(index, *jnp.uint32([first, second])))
 
 
 def pair(kind, distance, key):
@@ -447,7 +448,7 @@ def test_state_holds_a_copy_of_the_key(key):
     state = tx.init(updates)
     donated, _ = jax.jit(tx.update, donate_argnums=(0, 1))(updates, state)
     assert updates.is_deleted()
-    assert state.key.is_deleted()
+    assert state.inner.key.is_deleted()
     again, _ = jax.jit(tx.update)(jnp.ones(3), tx.init(jnp.ones(3)))
     assert_same_bits(donated, again)
 
@@ -471,7 +472,7 @@ def test_empty_scalar_and_absent_leaves_pass(sampler, relative):
 
 @every_sampler
 def test_no_sampler_compiles_to_a_loop_or_to_arrays_beside_the_updates(sampler):
-    if sampler == "threefry" and not samplers.unrolls_threefry():
+    if sampler == "threefry" and not unrolls_threefry():
         pytest.skip("JAX's own threefry, a loop over arrays on CPU")
     tx = inject_noise(0.1, sampler=sampler)
     updates = [jnp.zeros((300, 3)) for _ in range(3 if sampler == "threefry" else 50)]

@@ -162,7 +162,7 @@ def test_loop_jit_scan_and_vmap_are_the_same():
         assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, before)
     assert step._cache_size() == 1
     assert int(state.count) == 100
-    assert float(state.scale) < 1
+    assert float(state.inner.scale) < 1
 
     scanned = run(NUMBERS, values[0], updates)
     assert_close(scanned[0], state)
@@ -209,7 +209,7 @@ def test_low_precision_is_scaled_in_float32():
     _, state = tx.update(updates, tx.init(updates), value=jnp.bfloat16(1.0))
     found, state = tx.update(updates, state, value=jnp.bfloat16(1.0))
     assert_same_bits(found, (np.float32(0.1) * updates.astype(jnp.float32)).astype(jnp.bfloat16))
-    assert state.scale.dtype == state.best.dtype == jnp.float32
+    assert state.inner.scale.dtype == state.inner.best.dtype == jnp.float32
 
 
 def test_float64_updates_stay_float64_and_the_state_keeps_its_dtypes():

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import optax
 import pytest
+from training_curves import training_curves
 
-from amac_jax.ablation import Ablation, Effect
-from amac_jax.plotting import plot_ablation, plot_schedule, training_curves
-from amac_jax.schedules import as_schedule, cosine, step_decay, warmup, warmup_cosine
+from amac_jax._core.hyperparameters import as_schedule
+from amac_jax.schedules import cosine, step_decay, warmup, warmup_cosine
+from amac_jax.tools import Ablation, Effect
+from amac_jax.tools.plotting import plot_ablation, plot_schedule
 
 
 def lines(figure):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from amac_jax import lr_range_test
+from amac_jax.tools import lr_range_test
 
 CURVATURE = 4.0
 BATCHES = jnp.array([1.0, 1.0, 1.0])
@@ -20,7 +20,7 @@ def test_losses_of_gradient_descent_are_those_of_the_equation():
     """w_t = (1 - eta a)^t, and its loss at steps 15 .. 19 of 20 is what is averaged."""
     found = lr_range_test(
         parabola, jnp.array(1.0), BATCHES, optimizer=optax.sgd,
-        low=1e-3, high=1.0, count=13, steps=20,
+        low=1e-3, high=1.0, number=13, steps=20,
     )  # fmt: skip
     np.testing.assert_allclose(found.learning_rates, 10.0 ** np.linspace(-3, 0, 13))
     factor = 1 - found.learning_rates * CURVATURE
@@ -38,25 +38,25 @@ def test_every_rate_sees_the_same_batches_in_a_random_order():
     def loss(w, batch):  # its value says which batch it was
         return batch + 0 * w
 
-    found = lr_range_test(loss, jnp.array(0.0), batches, count=5, steps=8, key=3)
+    found = lr_range_test(loss, jnp.array(0.0), batches, number=5, steps=8, key=3)
     assert len(set(found.losses.tolist())) == 1
-    other = lr_range_test(loss, jnp.array(0.0), batches, count=2, steps=8, key=4)
+    other = lr_range_test(loss, jnp.array(0.0), batches, number=2, steps=8, key=4)
     assert found.losses[0] != other.losses[0]
     assert found.start == found.losses[0]
-    whole = lr_range_test(loss, jnp.array(0.0), batches[:2], count=2, steps=8)
+    whole = lr_range_test(loss, jnp.array(0.0), batches[:2], number=2, steps=8)
     assert whole.losses[0] == 0.5  # the last pass has each batch once
 
 
 def test_nothing_is_suggested_where_no_rate_lowers_the_loss():
-    found = lr_range_test(lambda w, x: x + 0 * w, jnp.array(0.0), BATCHES, count=3, steps=4)
+    found = lr_range_test(lambda w, x: x + 0 * w, jnp.array(0.0), BATCHES, number=3, steps=4)
     assert np.isnan(found.suggestion)
-    upwards = lr_range_test(lambda w, x: x * jnp.sqrt(w - w), jnp.array(1.0), BATCHES, count=3)
+    upwards = lr_range_test(lambda w, x: x * jnp.sqrt(w - w), jnp.array(1.0), BATCHES, number=3)
     assert np.isnan(upwards.suggestion)
 
 
 def test_rates_that_diverge_are_not_finite_and_never_suggested():
     found = lr_range_test(
-        parabola, jnp.array(1.0), BATCHES, optimizer=optax.sgd, low=0.1, high=1e4, count=11
+        parabola, jnp.array(1.0), BATCHES, optimizer=optax.sgd, low=0.1, high=1e4, number=11
     )
     assert not np.isfinite(found.losses[-1])
     assert found.suggestion < 2 / CURVATURE
@@ -70,11 +70,11 @@ def test_one_program_for_all_rates():
         traces += 1
         return parabola(w, scale)
 
-    lr_range_test(counted, jnp.array(1.0), BATCHES, count=3)
+    lr_range_test(counted, jnp.array(1.0), BATCHES, number=3)
     few = traces
     jax.clear_caches()
     traces = 0
-    lr_range_test(counted, jnp.array(1.0), BATCHES, count=30)
+    lr_range_test(counted, jnp.array(1.0), BATCHES, number=30)
     assert traces == few
 
 
@@ -84,7 +84,7 @@ def test_one_program_for_all_rates():
         ({"low": 0.1, "high": 0.1}, "low and high must be 0 < low < high < inf, got 0.1 and 0.1"),
         ({"low": 0.0}, "low and high must be"),
         ({"high": float("nan")}, "low and high must be"),
-        ({"count": 1}, r"count must be a whole number in \[2, inf\), got 1"),
+        ({"number": 1}, r"number must be a whole number in \[2, inf\), got 1"),
         ({"steps": 3}, r"steps must be a whole number in \[4, inf\), got 3"),
         ({"batches": {"x": BATCHES, "y": 1.0}}, "batches must be arrays with one first axis"),
         ({"batches": jnp.zeros((0, 3))}, "batches must be arrays with one first axis"),

@@ -7,11 +7,12 @@ import pytest
 
 import amac_jax
 from amac_jax import recipes
-from amac_jax.optimizers.amac import amac_techniques
+from amac_jax.optimizers import amac_techniques
 from tests.helpers import assert_close, normals, train
 
 LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
 STEPS = 20
+WHOLE = r"must be a whole number in \[1, inf\)"
 
 
 def runs(tx: optax.GradientTransformation) -> list:
@@ -91,11 +92,26 @@ REST = {
     "cnn": (amac_jax.cosine(0.1, STEPS), {}),
 }
 CLIPPED = ("transformer", "rnn")
+RECIPES = {
+    "cnn": recipes.cnn,
+    "transformer": recipes.transformer,
+    "rnn": recipes.rnn,
+    "gan": recipes.gan,
+    "rl": recipes.rl,
+}
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_is_in_these_tables():
+    found = {name for name in vars(recipes) if callable(getattr(recipes, name))}
+    found = {name for name in found if getattr(recipes, name).__module__ == recipes.__name__}
+    assert {name for name in found if name[0] != "_"} - {"Pair"} == RECIPES.keys()
+    assert RECIPES.keys() == CORES.keys() == REST.keys()
+    assert RECIPES.keys() == {name.split(",")[0] for name in EXPECTED}
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_amac_puts_its_techniques_around_the_same_core(name):
-    made = recipes.named(name)(STEPS, amac=True)
+    made = RECIPES[name](STEPS, amac=True)
     made = made.generator if name == "gan" else made
     rate, rest = REST[name]
     clip = {"clip_norm": 1.0} if name in CLIPPED else {}
@@ -104,7 +120,7 @@ def test_amac_puts_its_techniques_around_the_same_core(name):
         average_start=0.75 * STEPS, average_period=5, **rest, **clip,
     )  # fmt: skip
     assert_close(runs(made), runs(expected))
-    plain = recipes.named(name)(STEPS)
+    plain = RECIPES[name](STEPS)
     plain = plain.generator if name == "gan" else plain
     with pytest.raises(AssertionError):
         assert_close(runs(made), runs(plain))
@@ -121,33 +137,45 @@ def test_amac_is_adam_with_amacs_techniques():
     assert_close(runs(amac_jax.amac(0.01, STEPS)), runs(expected))
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_takes_techniques(name):
-    made = recipes.named(name)(STEPS, average_start=1, sync_period=None, amac=True)
+    made = RECIPES[name](STEPS, average_start=1, sync_period=None, amac=True)
     made = made.discriminator if name == "gan" else made
     _, state = list(train(made, LIKE, normals(0, LIKE, 3)))[-1]
     amac_jax.averaged_params(state)
     with pytest.raises(ValueError, match="no slow weights"):
         amac_jax.slow_params(state)
     with pytest.raises(TypeError, match="sync_perod"):
-        recipes.named(name)(STEPS, sync_perod=5)
+        RECIPES[name](STEPS, sync_perod=5)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: recipes.named("vgg"), "recipe must be one of 'cnn', 'gan', .* got 'vgg'"),
         (lambda: recipes.cnn(100, schedule="linear"), "schedule must be one of 'cosine', 'step'"),
-        (lambda: recipes.cnn(0), r"total_steps must be in \(0, inf\)"),
-        (lambda: recipes.cnn(0, schedule="step"), r"total_steps must be in \[1, inf\)"),
+        (lambda: recipes.cnn(0), rf"total_steps {WHOLE}"),
+        (
+            lambda: recipes.cnn(0, schedule="step"),
+            r"total_steps must be a whole number in \[1, inf\)",
+        ),
+        (
+            lambda: recipes.cnn(100.5),
+            r"total_steps must be a whole number in \[1, inf\), got 100.5",
+        ),
         (lambda: recipes.cnn(100, -0.1), r"learning_rate must be in \[0, inf\).* got -0.1"),
         (lambda: recipes.cnn(100, weight_decay=-1.0), r"weight_decay must be in \[0, inf\)"),
         (lambda: recipes.transformer(100, -1.0), r"learning_rate must be in \[0, inf\)"),
-        (lambda: recipes.transformer(0), r"total_steps must be in \(0, inf\)"),
+        (lambda: recipes.transformer(0), rf"total_steps {WHOLE}"),
         (lambda: recipes.rnn(learning_rate=-1.0), r"learning_rate must be in \[0, inf\)"),
-        (lambda: recipes.rnn(amac=True), r"total_steps must be in \[1, inf\) with amac=True"),
-        (lambda: recipes.transformer(3e-4), r"total_steps must be in \[1, inf\), got 0.0003"),
-        (lambda: recipes.rl(1e-2), r"total_steps must be in \[1, inf\), got 0.01"),
+        (
+            lambda: recipes.rnn(amac=True),
+            r"total_steps must be a whole number in .* with amac=True",
+        ),
+        (
+            lambda: recipes.transformer(3e-4),
+            r"total_steps must be a whole number in .*, got 0.0003",
+        ),
+        (lambda: recipes.rl(1e-2), f"total_steps {WHOLE}, got 0.01"),
         (lambda: recipes.gan(b1=1.0), r"b1 must be in \[0, 1\)"),
         (lambda: recipes.rl(learning_rate=-1.0), r"learning_rate must be in \[0, inf\)"),
     ],

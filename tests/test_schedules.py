@@ -13,27 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amac_jax._core.hyperparameters import next_count, product, value_at, whole_value_at
+from amac_jax._core.ranges import COUNT, DECAY, LIMIT, START, STRENGTH, UNIT, check
 from amac_jax.schedules import (
-    check,
-    check_lengths,
     constant,
     cosine,
     cosine_restarts,
     exponential_decay,
+    inverse_power_decay,
     linear_anneal,
-    next_count,
     noise_anneal,
     one_cycle,
     piecewise_constant,
     polynomial_decay,
-    product,
     step_decay,
-    value_at,
     warmup,
     warmup_cosine,
     warmup_stable_decay,
-    whole_value_at,
 )
+from amac_jax.schedules._cosine import check_lengths
 from tests.helpers import assert_close
 
 modest = settings(deadline=None, max_examples=40, derandomize=True)
@@ -166,9 +164,13 @@ FACTORIES: dict[str, tuple[Any, dict[str, tuple[float, float]]]] = {
     "step_decay": (step_decay, {"initial": (0.3, 0.2), "factor": (0.5, 0.1), "period": (3, 2)}),
     "exponential_decay": (exponential_decay, {"initial": (0.3, 0.2), "factor": (0.9, 0.5)}),
     "exponential_decay rate": (exponential_decay, {"initial": (0.3, 0.2), "rate": (0.1, 0.0)}),
+    "inverse_power_decay": (
+        inverse_power_decay,
+        {"initial": (0.3, 0.2), "power": (0.5, 1.0), "scale": (1.0, 0.1)},
+    ),
     "polynomial_decay": (
         polynomial_decay,
-        {"initial": (0.3, 0.2), "power": (0.5, 1.0), "scale": (1.0, 0.1)},
+        {"initial": (0.3, 0.2), "total_steps": (10, 7), "power": (0.5, 2.0), "end": (0.1, 0.0)},
     ),
     "piecewise_constant": (
         piecewise,
@@ -323,15 +325,20 @@ def test_hyperparameters_of_schedules_may_be_schedules_and_arrays():
         (exponential_decay(8.0, 0.5), [8.0, 4.0, 2.0, 1.0, 0.5, 0.25]),
         (exponential_decay(8.0, 0.0), [8.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
         (exponential_decay(8.0, rate=math.log(2)), [8.0, 4.0, 2.0, 1.0, 0.5, 0.25]),
-        (polynomial_decay(6.0, 1.0), [6.0, 3.0, 2.0, 1.5, 1.2, 1.0]),
-        (polynomial_decay(6.0, 0.5, 3.0), [6 / math.sqrt(n) for n in (1, 4, 7, 10, 13, 16)]),
-        (polynomial_decay(6.0, 0.0), [6.0] * 6),
+        (inverse_power_decay(6.0, 1.0), [6.0, 3.0, 2.0, 1.5, 1.2, 1.0]),
+        (inverse_power_decay(6.0, 0.5, 3.0), [6 / math.sqrt(n) for n in (1, 4, 7, 10, 13, 16)]),
+        (inverse_power_decay(6.0, 0.0), [6.0] * 6),
+        (polynomial_decay(5.0, 4, end=1.0), [5.0, 4.0, 3.0, 2.0, 1.0, 1.0]),
+        (polynomial_decay(16.0, 4, 2.0), [16.0, 9.0, 4.0, 1.0, 0.0, 0.0]),
+        (polynomial_decay(2.0, 4, 0.5), [2.0, math.sqrt(3), math.sqrt(2), 1.0, 0.0, 0.0]),
+        (polynomial_decay(2.0, 4, 0.0, 1.0), [2.0, 2.0, 2.0, 2.0, 1.0, 1.0]),
+        (polynomial_decay(1.0, 4, 1.0, 5.0), [1.0, 2.0, 3.0, 4.0, 5.0, 5.0]),
         (piecewise_constant([1.0, 3.0, 2.0], [2, 3]), [1.0, 1.0, 3.0, 2.0, 2.0, 2.0]),
         (piecewise_constant([math.inf, 3], [1]), [math.inf, 3.0, 3.0, 3.0, 3.0, 3.0]),
         (piecewise_constant([3.0], []), [3.0] * 6),
         (warmup(6.0, 3), [2.0, 4.0, 6.0, 6.0, 6.0, 6.0]),
-        (warmup(polynomial_decay(6.0, 1.0), 3), [2.0, 4.0, 6.0, 6.0, 3.0, 2.0]),
-        (warmup(polynomial_decay(6.0, 1.0), 0), [6.0, 3.0, 2.0, 1.5, 1.2, 1.0]),
+        (warmup(inverse_power_decay(6.0, 1.0), 3), [2.0, 4.0, 6.0, 6.0, 3.0, 2.0]),
+        (warmup(inverse_power_decay(6.0, 1.0), 0), [6.0, 3.0, 2.0, 1.5, 1.2, 1.0]),
         (one_cycle(4.0, 5, 0.6, start=1.0, end=2.0), [2.0, 3.0, 4.0, 3.0, 2.0, 2.0]),
         (one_cycle(4.0, 4, 0.5, shape="cosine"), [2.0, 4.0, 2.0, 0.0, 0.0, 0.0]),
         (one_cycle(4.0, 4, 0.0), cosine(4.0, 4)(np.arange(6)).tolist()),
@@ -484,8 +491,11 @@ COUNTS = np.arange(60)
          ]), 0),
         (one_cycle(0.3, 40, 0.3, start=0.3 / 25, end=0.3 / 25e4, shape="cosine"),
          optax.cosine_onecycle_schedule(40, 0.3), 1),
+        (polynomial_decay(0.3, 40, 0.9, 0.03), optax.polynomial_schedule(0.3, 0.03, 0.9, 40), 0),
+        (polynomial_decay(0.3, 50), optax.linear_schedule(0.3, 0.0, 50), 0),
     ],
-    ids=["constant", "exponential", "rate", "step", "piecewise", "cosine", "restarts", "one cycle"],
+    ids=["constant", "exponential", "rate", "step", "piecewise", "cosine", "restarts", "one cycle",
+         "polynomial", "polynomial line"],
 )  # fmt: skip
 def test_equals_optax(ours, theirs, later):
     expected = [float(theirs(int(count) + later)) for count in COUNTS]
@@ -499,23 +509,58 @@ def test_float64_values_of_decays_are_exact_to_float64():
             (step_decay(0.3, 0.99, 7), 0.3 * 0.99 ** (t // 7)),
             (exponential_decay(0.3, 0.9999), 0.3 * 0.9999**t),
             (exponential_decay(0.3, rate=1e-4), 0.3 * math.exp(-1e-4 * t)),
-            (polynomial_decay(0.3, 0.5, 0.1), 0.3 / math.sqrt(0.1 * t + 1)),
+            (inverse_power_decay(0.3, 0.5, 0.1), 0.3 / math.sqrt(0.1 * t + 1)),
+            (polynomial_decay(0.3, 20_000, 2.5, 0.1), 0.1 + 0.2 * (1 - t / 20_000) ** 2.5),
             (warmup_stable_decay(0.3, 20_000, 11, 10_000), 0.3 * (20_000 - t - 1) / 10_000),
             (one_cycle(0.3, 20_000, 0.75), 0.3 * (t + 1) / 15_000),
-            (warmup(polynomial_decay(0.3), 11), 0.3 / math.sqrt(t - 11 + 1)),
+            (warmup(inverse_power_decay(0.3), 11), 0.3 / math.sqrt(t - 11 + 1)),
         ):
             assert float(schedule(t)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("schedule", [
     step_decay(0.3, 0.5, 3), exponential_decay(0.3, 0.9), exponential_decay(0.3, rate=0.1),
-    polynomial_decay(0.3, 0.7), cosine_restarts(0.3, 10, 1.5, 0.1),
-    piecewise_constant([0.3, 0.1], [5]),
+    inverse_power_decay(0.3, 0.7), cosine_restarts(0.3, 10, 1.5, 0.1),
+    polynomial_decay(0.3, 41, 0.7, 0.1), piecewise_constant([0.3, 0.1], [5]),
 ])  # fmt: skip
 def test_the_first_step_takes_exactly_the_first_value(schedule):
     for compiled in (jax.jit, lambda function: function):
         assert float(compiled(schedule)(0)) == float(compiled(schedule)(np.arange(64))[0])
         assert float(compiled(schedule)(0)) == np.float32(0.3)
+
+
+@modest
+@given(rates, st.floats(0.0, 2.0, width=32), st.integers(1, 600), st.floats(0.0, 8.0, width=32))
+def test_polynomial_decay_is_its_equation_and_exact_at_both_ends(initial, fraction, total, power):
+    end, t = float(np.float32(initial * fraction)), np.arange(700)
+    expected = np.where(
+        t < total, end + (initial - end) * (1 - np.minimum(t, total) / total) ** power, end
+    )
+    values = np.asarray(table_of_powers(initial, total, power, end))
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6 * initial)
+    assert values[0] == initial
+    assert np.all(values[total:] == np.float32(end))
+    assert np.all(np.diff(values) * np.sign(end - initial) >= -1e-6 * initial)
+    assert table_of_powers._cache_size() == 1
+
+
+@jax.jit
+def table_of_powers(initial: Any, total_steps: Any, power: Any, end: Any) -> jax.Array:
+    """Compiled once, for arguments of every value."""
+    return polynomial_decay(initial, total_steps, power, end)(jnp.arange(700))
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_gradients_of_polynomial_decay_are_finite_up_to_its_end_and_past_it(power):
+    """At the end the slope of a power below 1 is infinite."""
+    for t in (0, 3, 4, 9):
+        slopes = jax.grad(lambda *numbers, t=t: polynomial_decay(*numbers)(t), (0, 1, 2, 3))(
+            *map(jnp.float32, (0.3, 4.0, power, 0.1))
+        )
+        assert np.all(np.isfinite(slopes))
+        left = max(1 - t / 4, 0)
+        share = left**power if left else 0.0
+        np.testing.assert_allclose([slopes[0], slopes[3]], [share, 1 - share], atol=1e-6)
 
 
 def test_elements_of_piecewise_constant_may_be_an_array():
@@ -569,9 +614,13 @@ def test_gradients_at_the_ends_are_finite():
         (lambda: exponential_decay(1.0), r"one of factor and rate, got factor=None and rate=None"),
         (lambda: exponential_decay(1.0, 0.5, rate=1.0),
          r"one of factor and rate, got factor=0.5 and rate=1.0"),
-        (lambda: polynomial_decay(-1.0), r"initial must be in \[0, inf\).* got -1.0"),
-        (lambda: polynomial_decay(1.0, -0.5), r"power must be in \[0, inf\).* got -0.5"),
-        (lambda: polynomial_decay(1.0, 0.5, -1), r"scale must be in \[0, inf\).* got -1"),
+        (lambda: inverse_power_decay(-1.0), r"initial must be in \[0, inf\).* got -1.0"),
+        (lambda: inverse_power_decay(1.0, -0.5), r"power must be in \[0, inf\).* got -0.5"),
+        (lambda: inverse_power_decay(1.0, 0.5, -1), r"scale must be in \[0, inf\).* got -1"),
+        (lambda: polynomial_decay(-1.0, 10), r"initial must be in \[0, inf\).* got -1.0"),
+        (lambda: polynomial_decay(1.0, 0), r"total_steps must be in \(0, inf\).* got 0"),
+        (lambda: polynomial_decay(1.0, 10, -0.5), r"power must be in \[0, inf\).* got -0.5"),
+        (lambda: polynomial_decay(1.0, 10, 1.0, -1), r"end must be in \[0, inf\).* got -1"),
         (lambda: piecewise_constant([1.0], [2]),
          r"values must be one more than the 1 boundaries, got 1"),
         (lambda: piecewise_constant([1.0, -2.0], [2]),
@@ -601,12 +650,12 @@ def test_gradients_at_the_ends_are_finite():
         (lambda: warmup_stable_decay(1.0, 9, 5, 5),
          r"total_steps must be at least warmup_steps \+ decay_steps, 5 \+ 5, got 9"),
         (lambda: check_lengths(5, 7.5), r"total_steps .* greater than warmup_steps, 7.5, got 5"),
-        (lambda: check("k", 2.5, "[1, inf)", whole=True),
+        (lambda: check("k", 2.5, COUNT),
          r"k must be a whole number in \[1, inf\).* got 2.5"),
-        (lambda: check("k", None, "[1, inf)", whole=True),
+        (lambda: check("k", None, COUNT),
          r"k must be a whole number in \[1, inf\), a schedule or an array, got None"),
-        (lambda: check("b1", 1, "[0, 1)"), r"b1 must be in \[0, 1\).* got 1"),
-        (lambda: check("c", 0.0, "(0, inf]"), r"c must be in \(0, inf\].* got 0.0"),
+        (lambda: check("b1", 1, DECAY), r"b1 must be in \[0, 1\).* got 1"),
+        (lambda: check("c", 0.0, LIMIT), r"c must be in \(0, inf\].* got 0.0"),
     ],
 )  # fmt: skip
 def test_errors_name_argument_range_and_value(call, message):
@@ -616,16 +665,15 @@ def test_errors_name_argument_range_and_value(call, message):
 
 
 @pytest.mark.parametrize(
-    ("value", "interval", "whole"),
+    ("value", "allowed"),
     [
-        (0, "[0, 1)", False), (1, "[0, 1]", False), (math.inf, "(0, inf]", False),
-        (True, "[0, 1]", False), (np.float32(0.5), "[0, 1)", False), (5.0, "[1, inf)", True),
-        (math.inf, "[0, inf]", True), (jnp.array(-1.0), "[0, 1)", False),
-        (np.array(math.nan), "[0, 1)", False), (lambda count: -1.0, "[0, 1)", True),
+        (0, DECAY), (1, UNIT), (math.inf, LIMIT), (True, STRENGTH), (np.float32(0.5), DECAY),
+        (5.0, COUNT), (math.inf, START), (jnp.array(-1.0), DECAY), (np.array(math.nan), DECAY),
+        (lambda count: -1.0, COUNT),
     ],
 )  # fmt: skip
-def test_ends_of_ranges_arrays_and_schedules_pass(value, interval, whole):
-    check("name", value, interval, whole=whole)
+def test_ends_of_ranges_arrays_and_schedules_pass(value, allowed):
+    check("name", value, allowed)
 
 
 def test_value_at_is_at_least_32_bits():

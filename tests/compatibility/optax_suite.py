@@ -90,7 +90,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "momentum": 0.9,
         "dampening": 0.9,
         "weight_decay": 0.01,
-        "layer_scale": 0.5,
+        "layer_multipliers": 0.5,
         "sync_period": 5,
         "average_start": 5_000,
         "skip_nonfinite": True,
@@ -248,7 +248,7 @@ TECHNIQUES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         amac_jax.accumulate_gradients,
         {"tx": amac_jax.adam(0.1), "steps": 2},
     ),
-    "keep_state_in": (amac_jax.keep_state_in, {"tx": optax.adam(0.1), "dtype": "bfloat16"}),
+    "store_state_in": (amac_jax.store_state_in, {"tx": optax.adam(0.1), "dtype": "bfloat16"}),
     "amac_bfloat16": (
         amac_jax.amac,
         {"learning_rate": 0.1, "total_steps": 10, "state_dtype": "bfloat16"},

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from amac_jax.layout import FanInRule, fan_in_axes
+from amac_jax.kernels import FanInRule, fan_in_axes
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles in a fraction of the time
 VECTOR = jnp.ones((2, 8))

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from amac_jax.layout import stacked
+from amac_jax.kernels import stacked
 from tests.real_modules.common import KEY, SEQUENCE, Built, Case, equinox, inside_channels_first
 
 

@@ -2,7 +2,7 @@
 
 import haiku as hk
 
-from amac_jax.layout import stacked
+from amac_jax.kernels import stacked
 from tests.real_modules.common import (
     SEQUENCE,
     TOKENS,

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from amac_jax.layout import fan_in_axes, stacked
+from amac_jax.kernels import fan_in_axes, stacked
 from tests.real_modules.common import (
     SEQUENCE,
     TOKENS,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from amac_jax.layout import stacked
+from amac_jax.kernels import stacked
 from tests.real_modules.common import (
     SEQUENCE,
     TOKENS,

@@ -1,0 +1,1 @@
+"""The private foundations of the library: everything in here may change."""

@@ -1,0 +1,224 @@
+"""The boundary: everything that all techniques have in common, written once.
+
+A technique is a `Stage`: a state and an equation. The equation sees only trained leaves, in at
+least float32, and the values of its hyperparameters. `technique` puts the boundary around a stage,
+which makes it an Optax transformation. `compose` puts one boundary around a whole chain of stages.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, ParamSpec
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from amac_jax._core.hyperparameters import Hyperparameter, next_count
+from amac_jax._core.leaves import enter, in_dtypes_of, trained_only, widen
+from amac_jax._core.paths import written_path
+from amac_jax._core.ranges import Range, check_arguments
+from amac_jax._core.types import Keywords, Tree
+
+
+class Step(NamedTuple):
+    """The step being taken, as a stage sees it; `step.rate` is the value of its `rate` now."""
+
+    count: jax.Array  # () int32: the updates made before this one
+    learning_rate: jax.Array | float = 1.0  # eta_t in `compose`; 1 in any other chain
+    extra_args: Keywords = MappingProxyType({})
+    values: Mapping[str, jax.Array | None] = {}  # of the stage's hyperparameters
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.values:
+            raise AttributeError(f"the stage has no hyperparameter {name!r}")
+        return self.values[name]
+
+
+class Observation(NamedTuple):
+    """The trees and the step that a stage has seen, for its metrics."""
+
+    before: Tree  # updates
+    after: Tree  # updates
+    state: Tree  # after the step
+    params: Tree
+    step: Step
+
+
+class Stage(NamedTuple):
+    """A transformation on the inside of the boundary."""
+
+    update: Callable[[Tree, Tree, Tree, Step], tuple[Tree, Tree]]  # as in Optax, but with the step
+    init: Callable[[Tree], Tree] = lambda params: optax.EmptyState()  # params in their own dtypes
+    needs_params: bool = False
+    refuses_complex: bool = False
+    metrics: Callable[[Observation], dict[str, jax.Array]] | None = None
+    is_optimizer: bool | None = None  # whether updates point down; None: unknown, a foreign one
+    name: str = "core"
+    hyperparameters: Mapping[str, tuple[Hyperparameter | None, Range]] = {}
+
+    def begin(self, params: Tree) -> Tree:
+        """The state for these parameters."""
+        if self.refuses_complex:
+            _check_real(self.name, params)
+        return self.init(params)
+
+    def at(self, step: Step, params: Tree) -> Step:
+        """The step, with the values of this stage's hyperparameters."""
+        if self.needs_params and params is None:
+            raise ValueError(f"{self.name} needs params: tx.update(updates, state, params)")
+        return step._replace(
+            values={
+                name: None if given is None else allowed.evaluated(given, step.count)
+                for name, (given, allowed) in self.hyperparameters.items()
+            }
+        )
+
+
+class CountedState(NamedTuple):
+    """The one counter of a transformation, and the state inside its boundary."""
+
+    count: jax.Array  # () int32: the updates made; stops at the largest int32
+    inner: Tree
+
+
+class Transformation(optax.GradientTransformationExtraArgs):
+    """An Optax transformation that keeps its stage, and whose `repr` describes it."""
+
+    stage: Stage | None = None
+    description: str = ""
+
+    def __new__(
+        cls,
+        init: Callable[..., Tree],
+        update: Callable[..., tuple[Tree, Tree]],
+        stage: Stage | None = None,
+        description: str = "",
+    ):
+        self = super().__new__(cls, init, update)
+        self.stage, self.description = stage, description
+        return self
+
+    def __repr__(self) -> str:
+        return self.description or super().__repr__()
+
+
+def transformation(stage: Stage, description: str = "") -> Transformation:
+    """Puts the boundary around a stage.
+
+    State: `CountedState` around the state of the stage.
+    """
+
+    def init(params: Tree) -> CountedState:
+        return CountedState(jnp.zeros([], jnp.int32), stage.begin(trained_only(params)))
+
+    def update(updates: Tree, state: CountedState, params: Tree = None, **extra_args: Any):
+        inside = enter(updates, params, extra_args)
+        step = stage.at(Step(state.count, extra_args=inside.extra_args), inside.params)
+        updates, inner = stage.update(inside.updates, state.inner, inside.params, step)
+        state = CountedState(next_count(state.count), in_dtypes_of(state.inner, inner))
+        return inside.leave(updates), state
+
+    return Transformation(init, update, stage, description)
+
+
+def stage_of(tx: optax.GradientTransformation | Stage, argument: str = "tx") -> Stage:
+    """A transformation as a stage: ours without its own boundary, a foreign one as it is.
+
+    Raises:
+      ValueError: for anything that is not a transformation.
+    """
+    if isinstance(tx, Stage):
+        return tx
+    if not hasattr(tx, "update"):
+        raise ValueError(f"{argument} must be a gradient transformation, got {tx!r}")
+    if isinstance(tx, Transformation) and tx.stage is not None:
+        return tx.stage
+    takes_extra_args = isinstance(tx, optax.GradientTransformationExtraArgs)
+
+    def update(updates: Tree, state: Tree, params: Tree, step: Step) -> tuple[Tree, Tree]:
+        return tx.update(updates, state, params, **(step.extra_args if takes_extra_args else {}))
+
+    return Stage(update, lambda params: tx.init(widen(params)))
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def technique(
+    **ranges: Range,
+) -> Callable[[Callable[Arguments, Stage]], Callable[Arguments, Transformation]]:
+    """Makes a factory of stages a factory of Optax transformations.
+
+    Args:
+      **ranges: the range of each numeric hyperparameter, by its name in the factory. Numbers are
+        checked against their ranges when the factory is called. In `update` the value of each
+        hyperparameter is an attribute of the step; it is None where None was given.
+
+    Returns:
+      A decorator. The factory that it returns also has an attribute `ranges`.
+
+    Example:
+      >>> from amac_jax._core.ranges import POSITIVE
+      >>> @technique(factor=POSITIVE)
+      ... def scale(factor):
+      ...     def update(updates, state, params, step):
+      ...         return jax.tree.map(lambda u: step.factor * u, updates), state
+      ...     return Stage(update)
+      >>> tx = scale(lambda count: 2.0 + count)
+      >>> tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0]
+      Array([2., 2.], dtype=float32)
+    """
+
+    def decorate(factory: Callable[Arguments, Stage]) -> Callable[Arguments, Transformation]:
+        signature = inspect.signature(factory)
+
+        @functools.wraps(factory)
+        def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Transformation:
+            arguments = check_arguments(signature, ranges, args, kwargs)
+            numeric = {name: r for name, r in ranges.items() if not r.takes_trees}
+            stage = factory(*args, **kwargs)._replace(
+                name=factory.__name__,
+                is_optimizer=False,
+                hyperparameters={name: (arguments[name], r) for name, r in numeric.items()},
+            )
+            return transformation(stage, described(factory.__name__, arguments))
+
+        build.ranges = ranges  # pyright: ignore[reportAttributeAccessIssue]
+        build.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
+            return_annotation="optax.GradientTransformationExtraArgs"
+        )
+        return build
+
+    return decorate
+
+
+def described(name: str, arguments: Keywords) -> str:
+    """A call as text, as a user would write it; arrays and functions stand as their kind.
+
+    Example:
+      >>> described("sgd", {"learning_rate": jnp.array(0.1), "clip_norm": 1.0, "noise": None})
+      'sgd(learning_rate=<array>, clip_norm=1.0)'
+    """
+
+    def written(value: object) -> str:
+        if isinstance(value, jax.Array):
+            return "<array>"
+        is_tuple = isinstance(value, optax.GradientTransformation)
+        if is_tuple and not getattr(value, "description", ""):
+            return "<transformation>"
+        return f"<{value.__name__}>" if inspect.isfunction(value) else repr(value)
+
+    given = [f"{key}={written(value)}" for key, value in arguments.items() if value is not None]
+    return f"{name}({', '.join(given)})"
+
+
+def _check_real(name: str, params: Tree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{name} must have real parameters, got {leaf.dtype.name} at "
+                f"{written_path(path)!r}; optax.contrib.split_real_and_imaginary(...) around the "
+                "whole optimizer, if it takes no extra args, hands it their two parts"
+            )

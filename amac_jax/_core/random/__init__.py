@@ -1,0 +1,10 @@
+"""Noise of mean 0 and variance 1 as a function of key, step, leaf and position alone."""
+
+from amac_jax._core.random.counter import random_words
+from amac_jax._core.random.normal import Sampler, fast_normal, gaussian, sampler_named
+from amac_jax._core.random.threefry import threefry_normal, unrolls_threefry
+
+__all__ = [
+    "Sampler", "fast_normal", "gaussian", "random_words", "sampler_named", "threefry_normal",
+    "unrolls_threefry",
+]  # fmt: skip

@@ -1,0 +1,107 @@
+"""The pipeline: one core, and the techniques around it in one fixed order."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import optax
+
+from amac_jax._core.boundary import stage_of, transformation
+from amac_jax._core.chain import chain
+from amac_jax._core.hyperparameters import Hyperparameter
+from amac_jax._core.random.keys import check_key
+from amac_jax._core.ranges import check
+from amac_jax.optimizers._keywords import check_companions, takes_techniques
+from amac_jax.techniques import RANGES, TECHNIQUES, Techniques
+from amac_jax.wrappers import skip_nonfinite
+
+
+@takes_techniques()
+def compose(
+    core: optax.GradientTransformation,
+    learning_rate: Hyperparameter,
+    **techniques: Unpack[Techniques],
+) -> optax.GradientTransformationExtraArgs:
+    """Builds an optimizer: a core, and the techniques around it that are asked for.
+
+        g -> clip by global norm -> centralize -> core -> noise -> clip by value -> times -eta_t
+          -> heavy ball -> weight decay -> layer multipliers -> plateau -> lookahead
+          -> averaging -> u
+        theta <- theta + u
+
+    A technique left at None is not in the chain and has no state. A technique at its off value is
+    in the chain, has its state, and is the identity. Everything is computed in at least float32.
+
+    The table of techniques, with their equations and ranges, is `amac_jax.techniques.TECHNIQUES`.
+
+    `fan_in_axes` decides for `centralize` and for the leaves that decay. With `plateau`, `update`
+    needs the extra arg of the plateau, `value`. `state_dtype` is for the state of the core,
+    momentum, lookahead and averaging: the state of AMaC then takes 8 bytes a parameter (see
+    `store_state_in`). `skip_nonfinite` is `amac_jax.skip_nonfinite`. Without it a NaN or infinity
+    stays in its leaf, except where a core reads all leaves.
+
+    Args:
+      core: any `optax.scale_by_*`, a core of ours such as `scale_by_radam`, or `optax.identity()`.
+        An optimizer is refused: its updates point against the gradient already.
+      learning_rate: eta, a number, an array or a schedule; >= 0.
+      **techniques: None leaves a technique out.
+        clip_norm: limit on the gradients' global norm. Off: inf. See `clip_by_global_norm`.
+        centralize: share of its mean that a gradient loses; True is 1. Off: 0. See `centralize`.
+        fan_in_axes: rule for kernels and their fan-in axes. None is `amac_jax.fan_in_axes`.
+        noise: standard deviation, in units of the learning rate. Off: 0. See `inject_noise`.
+        key: an integer seed or a JAX key, for noise and for rounding, which draw different bits.
+        sampler: the name of a generator of noise, or a function. See `inject_noise`.
+        relative_noise: whether `noise` is in units of each leaf's root mean square.
+        clip_value: limit on each element of the core's output. Off: inf. See `clip_by_value`.
+        momentum: decay of momentum on updates. Off: 0, with `dampening` 0. See `heavy_ball`.
+        dampening: share of an update that momentum leaves out. Off: 0.
+        weight_decay: lambda; steps remove eta_t lambda_t of a weight. Off: 0. See `decay_weights`.
+        decay_mask: which leaves decay. None is kernels by `fan_in_axes`, True is every leaf.
+        layer_multipliers: factors of updates by path, decay included. Off: 1. See `scale_by_layer`.
+        plateau: a transformation that scales updates by a metric, as `reduce_on_plateau()` does.
+        sync_period: steps between synchronizations with slow weights. See `lookahead`.
+        slow_step_size: share of the way that slow weights go to the fast ones. Off: 1.
+        average_start: the first step whose weights are averaged. Off: inf. See `average_weights`.
+        average_period: steps between two weights that are averaged.
+        average_decay: decay of a moving average of weights. Off: None or 1, the plain mean.
+        state_dtype: "bfloat16" stores state in it, rounded at random. Off: None or "float32".
+        skip_nonfinite: whether a step with a NaN or infinite gradient changes only a counter.
+        record_metrics: whether to record scalars for `amac_jax.metrics`.
+
+    Returns:
+      A transformation whose updates have the shapes and dtypes of the gradients. Integers and bools
+      among the parameters have updates of 0. Other leaves that are not trained, such as keys, get
+      their gradients back. State: `CountedState(count, ComposeState(last_learning_rate, metrics,
+      stages))`. `stages` has the states of the core, the learning rate and the techniques, in the
+      order of the pipeline. With `skip_nonfinite` it is all inside `optax.ApplyIfFiniteState`.
+
+    Raises:
+      TypeError: for an unknown keyword; the message names the nearest one, if there is one.
+      ValueError: for a hyperparameter outside its range, with its name and value; for another
+        `state_dtype`; for a keyword whose technique is not in the chain; for an optimizer in the
+        place of the core: from `compose` if it is ours, from `init` if it is a foreign one that
+        can be tried there; from `init`, for complex parameters with `noise` or `clip_value`; from
+        `update` without `params`, where a technique needs them.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> tx = compose(optax.scale_by_adam(), 0.1, centralize=True, sync_period=5)
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> gradients = jax.tree.map(jnp.ones_like, params)
+      >>> updates, state = tx.update(gradients, state, params)
+      >>> updates["bias"].round(3)
+      Array([-0.1, -0.1], dtype=float32)
+    """
+    given = {"core": core, "learning_rate": learning_rate, **techniques}
+    for name, allowed in RANGES.items():
+        value = given.get(name)
+        if name == "learning_rate" or (value is not None and value is not False):
+            check(name, value, allowed)
+    check_companions(given)
+    check_key(techniques.get("key", 0))
+    stage_of(core, "core")  # for its errors
+    stages = [row.stage(given) for row in TECHNIQUES if row.is_in(given)]
+    record = techniques.get("record_metrics", False)
+    tx = transformation(chain(stages, learning_rate, record=record))
+    return skip_nonfinite(tx) if techniques.get("skip_nonfinite") else tx

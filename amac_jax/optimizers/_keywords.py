@@ -1,0 +1,147 @@
+"""Factories of optimizers: they pass on the keywords of techniques and refuse all others."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import optax
+
+from amac_jax._core.boundary import Transformation, described, stage_of, transformation
+from amac_jax._core.hyperparameters import is_number
+from amac_jax._core.types import Keywords
+from amac_jax.techniques import KEYWORDS, TECHNIQUES
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+_FOREIGN = {  # keywords of Optax, PyTorch and Keras, and where to find the same here
+    "mask": "it is decay_mask here",
+    "betas": "they are b1 and b2 here",
+    "beta1": "it is b1 here",
+    "beta2": "it is b2 here",
+    "lr": "it is learning_rate here",
+    "epsilon": "it is eps here",
+    "nesterov": "the optimizers amac_jax.nesterov and amac_jax.nadam have Nesterov's momentum",
+    "amsgrad": "it is the optimizer amac_jax.amsgrad here",
+    "centered": "compose(optax.scale_by_stddev(), learning_rate) is centered",
+    "eps_root": "put Optax's core in compose: compose(optax.scale_by_adam(eps_root=...), ...)",
+    "mu_dtype": "state_dtype='bfloat16' stores all state in it, rounded stochastically",
+    "accumulator_dtype": "state_dtype='bfloat16' stores all state in it, rounded stochastically",
+    "initial_accumulator_value": (
+        "compose(optax.scale_by_rss(initial_accumulator_value=...), learning_rate) has it"
+    ),
+    "initial_scale": "compose(optax.scale_by_rms(initial_scale=...), learning_rate) has it",
+    "layer_scale": "it is layer_multipliers here",
+    "max_norm": "it is clip_norm here",
+}
+
+
+def takes_techniques(**defaults: Any) -> Callable[[Factory], Factory]:
+    """Lets a factory take the keywords of all techniques, some with defaults of its own.
+
+    The keywords are in the signature of the factory, where `help` shows them. From there
+    `optax.inject_hyperparams`, which cannot see through `**`, takes them too. A keyword that the
+    factory does not have is refused, and the message names the nearest one. The `repr` of the
+    transformation says how it was made.
+
+    Args:
+      **defaults: keyword -> default. The default of a companion, such as `slow_step_size`, counts
+        only where its technique is in.
+    """
+
+    def decorate(factory: Factory) -> Factory:
+        signature = inspect.signature(factory)
+        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        own = {parameter.name for parameter in named}
+        techniques = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, usual)
+            )
+            for name, usual in KEYWORDS.items()
+            if name not in own
+        ]
+        in_order = [p.name for p in named if p.kind is p.POSITIONAL_OR_KEYWORD]
+        positional = f"{', '.join(in_order)} may be positional, every other argument is a keyword"
+        known = [*own, *(parameter.name for parameter in techniques)]
+
+        @functools.wraps(factory)
+        def build(*args: Any, **given: Any) -> Any:
+            for name in given:
+                if name not in known:
+                    raise TypeError(_unknown(factory.__name__, name, known))
+            given = with_defaults(defaults, given)
+            try:
+                arguments = signature.bind(*args, **given)
+            except TypeError as error:
+                raise TypeError(f"{factory.__name__}(): {error}; {positional}") from None
+            tx = factory(*args, **given)
+            if isinstance(tx, Transformation):
+                arguments.apply_defaults()
+                written = dict(arguments.arguments)
+                techniques = written.pop("techniques", {})
+                tx.description = described(factory.__name__, written | techniques)
+            return tx
+
+        build.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
+            parameters=[*named, *techniques]
+        )
+        build.defaults = defaults  # pyright: ignore[reportAttributeAccessIssue]
+        return build  # pyright: ignore[reportReturnType]
+
+    return decorate
+
+
+def with_defaults(defaults: Keywords, given: Keywords) -> dict[str, Any]:
+    """The keywords given, and the defaults of the others.
+
+    The default of a companion is left out where its technique is not in.
+
+    Example:
+      >>> with_defaults({"sync_period": 5, "slow_step_size": 0.8}, {"sync_period": None})
+      {'sync_period': None}
+    """
+    merged = {**defaults, **given}
+    for row in TECHNIQUES:
+        for companion in row.companions():
+            if companion in merged and companion not in given and not row.is_in(merged):
+                del merged[companion]
+    return merged
+
+
+def check_companions(given: Keywords) -> None:
+    """Refuses a keyword that does nothing because its technique is not in the chain.
+
+    Arrays pass, as everywhere: `optax.inject_hyperparams` hands over defaults as arrays.
+    """
+    for row in TECHNIQUES:
+        for name in [] if row.is_in(given) else row.companions():
+            value = given.get(name)
+            if value is None or isinstance(value, jax.Array | np.ndarray):
+                continue
+            if is_number(value) or value != row.default(name):
+                raise ValueError(
+                    f"{name} needs {row.keyword}, without which it does nothing, "
+                    f"got {name}={value!r}"
+                )
+
+
+def core_of(
+    factory: Callable[..., optax.GradientTransformation], *args: Any, **hyperparameters: Any
+) -> optax.GradientTransformation:
+    """A core of Optax. Its hyperparameters may be schedules."""
+    if any(callable(value) for value in hyperparameters.values()):
+        factory = optax.inject_hyperparams(factory)
+    return transformation(stage_of(factory(*args, **hyperparameters))._replace(is_optimizer=False))
+
+
+def _unknown(factory: str, name: str, known: list[str]) -> str:
+    if name in _FOREIGN:
+        return f"{factory}() does not take {name!r}: {_FOREIGN[name]}"
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "; its help lists the keywords"
+    return f"{factory}() does not take {name!r}{hint}"

@@ -1,0 +1,128 @@
+"""Lookahead: slow weights that follow the fast ones every few steps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from amac_jax._core.boundary import Observation, Stage, Step, technique
+from amac_jax._core.hyperparameters import Hyperparameter, next_count
+from amac_jax._core.leaves import copied, each_leaf, global_norm, wide_dtype
+from amac_jax._core.random.keys import Key
+from amac_jax._core.ranges import COUNT, UNIT
+from amac_jax._core.storage import storage
+from amac_jax._core.types import Tree
+from amac_jax._core.xla import write_when
+
+
+class LookaheadState(NamedTuple):
+    """The slow weights, and the key for their rounding."""
+
+    slow: Tree  # the parameters' shapes, in at least float32 or `state_dtype`
+    key: jax.Array | None  # (2,) uint32: key data; None without a `state_dtype`
+
+
+@technique(sync_period=COUNT, slow_step_size=UNIT)
+def lookahead(
+    sync_period: Hyperparameter = 5,
+    slow_step_size: Hyperparameter = 0.5,
+    *,
+    state_dtype: DTypeLike | None = None,
+    key: Key = 0,
+) -> Stage:
+    """Every k steps the slow weights step towards the fast ones, which restart from there.
+
+    With theta the parameters, u the update that arrives and phi the slow weights, which begin as
+    the parameters, every k-th step does
+
+        phi <- phi + alpha (theta + u - phi);   u <- phi - theta
+
+    Every other step passes u unchanged.
+
+    Place it after everything that changes updates, because it decides where the parameters land.
+
+    Args:
+      sync_period: k, in steps, whole, >= 1.
+      slow_step_size: alpha, dimensionless, in [0, 1]. Off: 1. At 0 the weights return to where
+        they began.
+      state_dtype: "bfloat16" stores the slow weights in bfloat16, rounded stochastically when
+        they are written. The parameters still land on the unrounded phi. The next
+        synchronization starts from the rounded phi, and no bias accumulates. Scalars stay wide.
+        Off: None or "float32".
+      key: an integer seed or a JAX key, typed or raw, for this rounding.
+
+    Returns:
+      A transformation whose updates have the shapes and dtypes it is given.
+      State: `CountedState` around `LookaheadState`. The slow weights are stored as theta + u,
+      computed in at least float32. In float32 and float64 the step after a synchronization
+      therefore starts from them bit for bit. In bfloat16 and float16 `optax.apply_updates` rounds
+      twice, the update and the sum. The parameters then start within one unit in the last place
+      of the slow weights, or of the update where the update is larger. Each synchronization
+      measures the parameters anew, so that nothing accumulates.
+
+    Raises:
+      ValueError: for a period < 1 or not whole, a step size outside [0, 1], or NaN; for another
+        `state_dtype`; for `update` without `params`.
+
+    Differs from Optax:
+      `optax.lookahead` wraps the optimizer and doubles the parameters into `LookaheadParams`.
+      This one is an element of a chain and leaves the parameters as they are.
+
+    Example:
+      >>> import optax
+      >>> tx = optax.chain(optax.sgd(1.0), lookahead(sync_period=2, slow_step_size=0.5))
+      >>> params = jnp.array(0.0)
+      >>> state = tx.init(params)
+      >>> for _ in range(4):
+      ...     updates, state = tx.update(jnp.array(-1.0), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     print(params)
+      1.0
+      1.0
+      2.0
+      2.0
+
+    Reference:
+      Zhang et al., Lookahead Optimizer: k Steps Forward, 1 Step Back, 2019,
+      https://arxiv.org/abs/1907.08610.
+    """
+    kept = storage("state_dtype", state_dtype, key)
+
+    def init(params: Tree) -> LookaheadState:
+        return LookaheadState(kept.first(copied(params)), kept.key_data())
+
+    def update(updates: Tree, state: LookaheadState, params: Tree, step: Step):
+        due = next_count(step.count) % step.sync_period == 0
+
+        def landed(u: Array, p: Array, slow: Array, remainder: Array) -> Array:
+            return jnp.where(due, towards_slow(u, p, slow, remainder), u)
+
+        # Reading `slow` at every step costs less than a conditional: its operand `updates` would
+        # first have to be written to memory. A conditional does the writing, because its operands,
+        # the slow weights and the new parameters, are in memory anyway.
+        updates = each_leaf(
+            landed, updates, params, state.slow, remainder=1.0 - step.slow_step_size
+        )
+
+        def land(slow: Tree, landing: Tree) -> Tree:
+            landing = jax.tree.map(lambda s, x: x.astype(wide_dtype(s.dtype)), slow, landing)
+            return kept.stored(landing, state.key, step.count)
+
+        return updates, state._replace(slow=write_when(due, land, state.slow, params, updates))
+
+    return Stage(update, init, needs_params=True, metrics=slow_distance)
+
+
+def towards_slow(update: Array, param: Array, slow: Array, remainder: Array) -> Array:
+    """phi + alpha (theta + u - phi) - theta, in a form that is exactly u at alpha = 1."""
+    return update + remainder * (slow - (param + update))
+
+
+def slow_distance(seen: Observation) -> dict[str, jax.Array]:
+    """slow_distance: ||theta + u - phi||, between the new fast weights and the slow weights."""
+    distance = jax.tree.map(lambda p, u, s: p + u - s, seen.params, seen.after, seen.state.slow)
+    return {"slow_distance": global_norm(distance)}

@@ -1,1 +1,0 @@
-"""One technique a file, each a pure Optax gradient transformation."""
