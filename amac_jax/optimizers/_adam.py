@@ -93,7 +93,8 @@ def adamw(
       ValueError: for an argument outside its range.
 
     Differs from Optax:
-      `optax.adamw` decays every leaf. `decay_mask=True` does so here.
+      `optax.adamw` decays every leaf. `decay_mask=True` does so here. The default of
+      `optax.adamw` is lambda = 1e-4, and here 0.01.
 
     Example:
       >>> import jax.numpy as jnp

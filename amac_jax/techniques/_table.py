@@ -99,7 +99,7 @@ def _core(core: optax.GradientTransformation) -> Stage:
 
 _NOT_A_CORE = (
     "core must be a scale_by_* transformation, whose updates point along the gradient, "
-    "got an optimizer, whose updates point against it"
+    "got an optimizer, whose updates point against it; pass its core, such as scale_by_adam()"
 )
 
 
