@@ -9,7 +9,6 @@ import optax
 import pytest
 from training_curves import training_curves
 
-from amac_jax._core.hyperparameters import as_schedule
 from amac_jax.schedules import cosine, step_decay, warmup, warmup_cosine
 from amac_jax.tools import Ablation, Effect
 from amac_jax.tools.plotting import plot_ablation, plot_schedule
@@ -39,11 +38,12 @@ def test_one_schedule_is_one_line_under_its_name(tmp_path):
 def test_a_few_share_a_panel_with_a_legend():
     rate = functools.partial(warmup_cosine(0.3, 10, 4))
     figure = plot_schedule(
-        cosine(0.3, 10), step_decay(0.3, 0.5, 3), cosine(0.2, 10), 0.25, as_schedule(0.1), rate,
+        cosine(0.3, 10), step_decay(0.3, 0.5, 3), cosine(0.2, 10), 0.25,
+        optax.constant_schedule(0.1), rate,
         steps=10,
     )  # fmt: skip
     assert len(figure.axes) == 1
-    expected = ["cosine 1", "step_decay", "cosine 2", "0.25", "as_schedule", "partial"]
+    expected = ["cosine 1", "step_decay", "cosine 2", "0.25", "constant_schedule", "partial"]
     assert legend(figure) == expected
     np.testing.assert_array_equal(lines(figure)[3].get_ydata(), np.full(10, 0.25))
     figure = plot_schedule(cosine(0.3, 10), 0.1, steps=10, labels=["fast", "slow"])

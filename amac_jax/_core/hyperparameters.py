@@ -70,11 +70,6 @@ def as_float(number: ArrayLike) -> jax.Array:
     return jnp.asarray(number).astype(jnp.result_type(float))
 
 
-def as_schedule(hyperparameter: Hyperparameter) -> Schedule:
-    """The hyperparameter as a function of the count, whether it is a number or a schedule."""
-    return lambda count: value_at(hyperparameter, count)
-
-
 def product(first: Hyperparameter, second: Hyperparameter) -> Hyperparameter:
     """The product of two hyperparameters at every step. For two numbers it is a number.
 
