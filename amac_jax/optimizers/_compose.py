@@ -9,7 +9,6 @@ import optax
 from amac_jax._core.boundary import stage_of, transformation
 from amac_jax._core.chain import chain
 from amac_jax._core.hyperparameters import Hyperparameter
-from amac_jax._core.random.keys import check_key
 from amac_jax._core.ranges import check
 from amac_jax.optimizers._keywords import check_companions, takes_techniques
 from amac_jax.techniques import RANGES, TECHNIQUES, Techniques
@@ -99,7 +98,6 @@ def compose(
         if name == "learning_rate" or (value is not None and value is not False):
             check(name, value, allowed)
     check_companions(given)
-    check_key(techniques.get("key", 0))
     stage_of(core, "core")  # for its errors
     stages = [row.stage(given) for row in TECHNIQUES if row.is_in(given)]
     record = techniques.get("record_metrics", False)
