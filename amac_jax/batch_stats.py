@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.tree_util import DictKey, KeyPath, tree_flatten_with_path, tree_map_with_path
 
-from amac_jax._core.types import Tree
+from amac_jax._core.types import Tree, promoted
 
 # `step(stats, inputs)` runs the model once and returns the statistics as its layers leave them.
 # Statistics are a pytree of nested dictionaries: a Linen collection or an `nnx.State`.
@@ -152,7 +152,7 @@ def _pooled(step: _Step, stats: Tree, batches: Iterable[Tree]) -> Tree:
         def fill(path: KeyPath, leaf: Tree) -> Tree:
             if _name(path) not in measured:
                 return leaf
-            return jnp.full_like(leaf, value, dtype=jnp.promote_types(leaf.dtype, jnp.float32))
+            return jnp.full_like(leaf, value, dtype=promoted(leaf.dtype, jnp.float32))
 
         return tree_map_with_path(fill, stats)
 

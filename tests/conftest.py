@@ -1,10 +1,32 @@
-"""One compilation cache for all processes, and how pytest-xdist shares out the tests to them."""
+"""How programs are compiled in tests, and how pytest-xdist shares out the tests to processes."""
 
+import gc
 import os
+import re
+import subprocess
 import tempfile
-from pathlib import PurePath
+from collections.abc import Iterator
+from pathlib import Path, PurePath
 
 import pytest
+
+# Most tests compare numbers of programs that run once, and most of their time was XLA's. So it
+# optimizes less: the same operations on the same arrays, compiled five times as fast. The soak and
+# the gates of test_cost.py compile as a user's programs are.
+FAST_COMPILATION = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
+)
+if os.environ.get("AMAC_JAX_SOAK") != "1" and FAST_COMPILATION not in os.environ.get(
+    "XLA_FLAGS", ""
+):
+    os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"
+
+ROOT = Path(__file__).parents[1]
 
 # Of pytest's process alone: its workers and their children find the variables set.
 CACHE = None
@@ -22,13 +44,98 @@ FIRST = ["test_checkpoints", "test_sharding", "test_distributed_mnist", "test_op
 BY_PARAMETER = {"test_contract", "test_bad_steps", "test_trees", "test_kernels"}
 
 
+# `-m fast`, for every save: files and, where not all of a file is quick, the names of its tests.
+FAST = {
+    **dict.fromkeys(
+        (
+            *("test_amac_reference", "test_averaging", "test_boundary", "test_clipping"),
+            *("test_errors", "test_heavy_ball", "test_layerwise", "test_lookahead", "test_state"),
+            *("test_techniques_table", "test_weight_decay"),
+        ),
+        "",
+    ),
+    "test_centralization": "(paper|own|itself|updates|bfloat16|rest_of_its_mean)",
+    "test_classic": "(equation|nesterov|amsgrad|radam|adabelief|refused)",
+    "test_noise": "(quantile|differ|row_major|relative|annealing|refused|rounded_once)",
+    "test_package": "(imports_run|rooms|table|listed|documented|help|callable|records|trial|says)",
+    "test_plateau": "(by_hand|refused|anew|improve|state)",
+    "test_schedules": "(by_hand|formula|exact|plain_loop|equation|errors|ends|int32)",
+}
+
+# Tests of programs and of other libraries, which are not written for strict promotion.
+PROMOTE = {
+    *("test_augmentation", "test_checkpoints", "test_compare_optimizers", "test_distributed_mnist"),
+    *("test_landscapes_example", "test_mnist", "test_mnist_cnn"),  # examples/
+    *("test_benchmarks", "test_comparison", "test_stage_order"),  # benchmarks/
+    *("test_clients", "test_frameworks", "test_optax_suite"),  # other libraries
+    *("test_equinox_modules", "test_kernels"),
+}
+
+
 def pytest_unconfigure() -> None:
     if CACHE:
         CACHE.cleanup()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m fast` nothing else is imported, which would take longer than the tests."""
+    is_test = collection_path.name.startswith("test_")
+    if config.option.markexpr == "fast" and is_test and collection_path.stem not in FAST:
+        return True
+    return None
+
+
+def changed_files() -> set[Path]:
+    """What differs from the last commit, if this is a checkout and git is there."""
+    command = ["git", "status", "--porcelain", "--no-renames"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return set()
+    return {ROOT / line[3:] for line in listed.stdout.splitlines()}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    changed = changed_files()
+    for item in items:
+        is_doctest = isinstance(item, pytest.DoctestItem)
+        names = FAST.get(item.path.stem)
+        if (
+            item.path in changed
+            if is_doctest
+            else names is not None and re.search(names, item.name)
+        ):
+            item.add_marker("fast")
     items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else 99)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def strictness(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The package promotes no dtypes implicitly; what it is tested with, elsewhere, does."""
+    import jax  # which reads, when it is imported, what is set above
+
+    with jax.numpy_dtype_promotion("standard" if request.path.stem in PROMOTE else "strict"):
+        yield
+    set_aside()
+
+
+@pytest.fixture
+def promoting() -> Iterator[None]:
+    """For tests that run Optax's transformations themselves, which strict promotion refuses."""
+    import jax
+
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def pytest_collection_finish() -> None:
+    set_aside()
+
+
+def set_aside() -> None:
+    """Keeps what is imported and compiled by now out of all later garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,11 +4,9 @@ python resume_child.py FOLDER CASE... restores each case's parameters and state 
 every format and sharding that they were saved for, takes the last steps and writes the ends.
 """
 
-import os
 import sys
+import warnings
 from pathlib import Path
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import flax.serialization
 import jax
@@ -16,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tests.helpers import assert_same_bits
+from tests.helpers import CACHE_WARNING, assert_same_bits
 from tests.resume import HALF, WHOLE, abstract, advance, begin, slug
 
 
@@ -55,4 +53,7 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", CACHE_WARNING)
     main(Path(sys.argv[1]), sys.argv[2:])

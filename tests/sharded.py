@@ -73,7 +73,7 @@ class Report(NamedTuple):
 
 def begin(log: str) -> None:
     """8 devices for this process, warnings as errors, its standard error to a file."""
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+    jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_platforms", "cpu")
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", CACHE_WARNING)

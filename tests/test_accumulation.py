@@ -60,6 +60,7 @@ def after_each_step(history: Any, steps: int = STEPS) -> Any:
     return jax.tree.map(lambda leaf: leaf[steps - 1 :: steps], history)
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_micro_batches_do_what_the_large_batch_does(name, dtype, tolerance):
@@ -97,6 +98,7 @@ def test_averages_slow_weights_and_metrics_are_found_in_it():
     assert amac_jax.metrics(state)["averaged_count"] == 5
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)])
 @pytest.mark.parametrize("steps", [1, 3, lambda count: jnp.where(count < 2, 2, 3)])
 def test_does_what_optax_multi_steps_does_for_a_plain_optimizer(inner, steps):
@@ -187,6 +189,7 @@ def test_is_compiled_to_a_branch_that_copies_nothing():
     assert not outside & {"sqrt", "mul", "pow"}  # all of Adam is in the branch
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_one_step_is_the_optimizer_itself_bit_for_bit(name):
     """Without jit, which fuses and rounds as it likes."""
@@ -199,6 +202,7 @@ def test_one_step_is_the_optimizer_itself_bit_for_bit(name):
         assert_same_bits(one.inner, state)
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("one", [1, 1.0, jnp.array(1), jnp.array(1.0), lambda count: 1])
 def test_one_step_in_any_form_is_the_optimizer_itself(one):
     params, *gradients = normals(0, LIKE, 5)

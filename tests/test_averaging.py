@@ -123,6 +123,7 @@ def test_the_accumulator_has_at_least_the_precision_of_the_parameters(of_params,
         assert_same_bits(averaged_params(state, params), (2 * params).astype(of_params))
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("inside", [True, False])
 def test_inside_multi_steps_it_counts_optimizer_steps_and_beside_it_micro_batches(inside):
     init, *gradients = normals(0, LIKE, 13)

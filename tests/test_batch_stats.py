@@ -182,6 +182,7 @@ def test_old_statistics_and_order_of_batches_do_not_matter():
     )
 
 
+@pytest.mark.usefixtures("promoting")
 def test_bfloat16_parameters_keep_float32_statistics():
     batches = make_batches()
     model = LinenNet(param_dtype=jnp.bfloat16)

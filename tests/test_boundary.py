@@ -33,6 +33,7 @@ def cast(tree, dtype):
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("seed", range(2))
 def test_moments_are_those_of_float32(seed, dtype):
@@ -67,6 +68,7 @@ def test_second_moment_decays_where_b2_would_round_to_one():
     assert_same_bits(last.nu, first.nu)
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("wide", [jnp.float32, jnp.float64])
 def test_what_is_wide_already_passes_bit_for_bit(wide):
     with jax.enable_x64(True):
@@ -97,7 +99,7 @@ def test_global_norm_is_taken_in_float32(dtype):
 
 
 def test_integers_and_wide_floats_stay_as_they_are():
-    tree = {"i": jnp.arange(3), "b": jnp.array(True), "f": jnp.ones(2), "k": jnp.ones(2) * 1j}
+    tree = {"i": jnp.arange(3), "b": jnp.array(True), "f": jnp.ones(2), "k": jnp.full(2, 1j)}
     assert_same_bits(widen(tree), tree)
 
 
@@ -252,7 +254,9 @@ def scaled_every(scale, period=1):
 
 
 def test_a_technique_is_given_the_values_of_its_hyperparameters_at_the_step():
-    tx = scaled_every(lambda count: count + 1.0, period=2.0)  # as inject_hyperparams has it
+    tx = scaled_every(
+        lambda count: jnp.float32(count) + 1.0, period=2.0
+    )  # as inject_hyperparams has it
     state = tx.init(jnp.ones(1))
     assert state == CountedState(jnp.array(0), optax.EmptyState())
     found = []

@@ -332,6 +332,7 @@ def embedding_and_kernel(params: Any) -> tuple[np.ndarray, np.ndarray]:
     return embedding, kernel
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("text", [linen_text, nnx_text, haiku_text, equinox_text])
 def test_rows_of_tokens_that_did_not_occur_stay_as_they_are(text):
     params, loss = text()

@@ -11,7 +11,7 @@ import pytest
 
 import amac_jax
 from amac_jax.optimizers import ScaleBySophiaState
-from tests.helpers import assert_close, normals, train
+from tests.helpers import SOAK, assert_close, normals, train
 
 STEPS = 100
 SHAPES = {"kernel": (4, 3), "bias": (3,), "stack": (2, 3, 2), "scalar": ()}
@@ -315,7 +315,7 @@ def problem(seed: int, dtype: str) -> tuple[Any, list[Any]]:
     # Gradients of very different sizes, and some that are exactly 0.
     sizes = {"kernel": 1.0, "bias": 30.0, "stack": 0.03, "scalar": 1.0}
     gradients = [
-        {name: g[name] * sizes[name] * (jnp.abs(g[name]) > 0.1) for name in g}
+        {name: jnp.where(jnp.abs(g[name]) > 0.1, g[name] * sizes[name], 0.0) for name in g}
         for g in normals(seed + 1000, like, STEPS)
     ]
     return params, gradients
@@ -340,7 +340,7 @@ def difference(ours: list[Any], theirs: list[Any]) -> float:
     )
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1] if SOAK else [0])
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
 def test_it_is_its_equation_for_100_steps(name, dtype, tolerance, seed):
@@ -458,7 +458,7 @@ def test_every_hyperparameter_may_be_a_schedule(name):
 def test_a_float64_schedule_does_not_change_the_state_of_float32_parameters(name):
     """With x64 on, schedules are float64; a state that followed them could not be scanned."""
     values = {
-        argument: (lambda count, v=value: jnp.float64(v) + 0.0 * count)
+        argument: (lambda count, v=value: jnp.float64(v) + 0.0 * jnp.float64(count))
         for argument, value in SCHEDULED[name].items()
     }
     with jax.enable_x64(True):

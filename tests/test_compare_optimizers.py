@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import io
 import json
-import subprocess
+import os
 import sys
 
 import compare_optimizers
@@ -14,6 +14,7 @@ import pytest
 from compare_optimizers import GRID, TASKS, Problem
 
 import amac_jax
+from tests import warm
 
 DEMOS = ["accumulation", "clipping", "schedules"]
 
@@ -200,11 +201,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 
 def test_it_starts_as_a_program_and_explains_itself():
-    done = subprocess.run(
-        [sys.executable, compare_optimizers.__file__, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = warm.run([sys.executable, compare_optimizers.__file__, "--help"], dict(os.environ))
+    assert done.returncode == 0, done.stderr
     for option in ("--task", "--optimizers", "--seeds", "--steps", "--out"):
         assert option in done.stdout

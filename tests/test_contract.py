@@ -136,6 +136,7 @@ def test_is_an_element_of_a_chain(name):
     assert_close(plainly(name), chained)
 
 
+@pytest.mark.skipif(not SOAK, reason="vmap over seeds is of this scan; only with AMAC_JAX_SOAK=1")
 @every_factory
 def test_scan_is_the_loop(name):
     tx, params = CASES[name].build(), tree(0)
@@ -258,7 +259,8 @@ def test_partition_runs_it_on_its_part(name):
 def test_multi_steps_counts_optimizer_steps(name):
     tx = CASES[name].build()
     twice = [gradient for gradient in gradients() for _ in range(2)]
-    accumulated, _, _ = train(optax.MultiSteps(tx, 2).gradient_transformation(), tree(0), twice)
+    with jax.numpy_dtype_promotion("standard"):  # which `MultiSteps` is written for
+        accumulated, _, _ = train(optax.MultiSteps(tx, 2).gradient_transformation(), tree(0), twice)
     assert_close(accumulated, plainly(name))
 
 
@@ -326,7 +328,7 @@ def test_unknown_extra_args_are_ignored(name):
     state, extra = tx.init(params), {"unheard_of": tree(3)}
 
     def program(**extra):
-        return jax.jit(functools.partial(tx.update, **extra)).lower(params, state, params).as_text()
+        return str(jax.make_jaxpr(functools.partial(tx.update, **extra))(params, state, params))
 
     assert program(**extra) == program()
 

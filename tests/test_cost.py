@@ -41,6 +41,7 @@ def program(name: str) -> Any:
     return lowered(VARIANTS[name](), PARAMS).compile()
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize(
     ("name", "most"),
     [

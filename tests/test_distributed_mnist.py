@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from checkpoints import steps_in
 
+from tests import warm
 from tests.helpers import SOAK
 
 # Sums of float32 in another order: in 4 epochs (92 steps) the losses of one process and of two have
@@ -42,11 +42,32 @@ def command(folder: Path, *more: str, epochs: int = 4) -> list[str]:
     ]  # fmt: skip
 
 
+def two_processes(
+    folder: Path, environment, *more: str, epochs: int = 4
+) -> tuple[warm.Process, warm.Process]:
+    """Both processes of one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = f"--coordinator=localhost:{free.getsockname()[1]}"
+    first, second = (
+        warm.Process(
+            command(folder, where, "--processes=2", f"--process={number}", *more, epochs=epochs),
+            environment,
+        )
+        for number in (0, 1)
+    )
+    return first, second
+
+
 def train(folder: Path, environment, *more: str) -> list[dict]:
     """The rows of its metrics.json."""
-    done = subprocess.run(command(folder, *more), env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if re.search(r"\bepoch +\d+/", line)]
+    return trained(folder, warm.Process(command(folder, *more), environment), *more)
+
+
+def trained(folder: Path, process: warm.Process, *more: str) -> list[dict]:
+    out, error = process.communicate()
+    assert process.returncode == 0, out + error
+    lines = [line for line in out.splitlines() if re.search(r"\bepoch +\d+/", line)]
     rows = json.loads((folder / "out" / "metrics.json").read_text())["epochs"]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert len(lines) == (2 if "--resume" in more else 4)
@@ -63,7 +84,11 @@ def by_one(tmp_path_factory, environment):
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory, environment):
     folder = tmp_path_factory.mktemp("two")
-    return folder, train(folder, environment, "--spawn=2")
+    first, second = two_processes(folder, environment)
+    rows = trained(folder, first)
+    assert "epoch " not in second.communicate()[0]  # process 0 alone tells
+    assert second.returncode == 0
+    return folder, rows
 
 
 def losses(rows: list[dict]) -> np.ndarray:
@@ -92,9 +117,8 @@ def test_two_processes_that_share_the_state_go_on_from_one(tmp_path, environment
     assert steps_in(tmp_path / "checkpoints") == [1, 2, 3, 4]
 
 
-def until_epoch(number: int, process: subprocess.Popen) -> list[str]:
+def until_epoch(number: int, process: warm.Process) -> list[str]:
     lines = []
-    assert process.stdout
     while not (lines and re.search(rf"\bepoch +{number}/", lines[-1])):
         lines.append(process.stdout.readline())
         assert lines[-1], process.communicate()
@@ -118,10 +142,9 @@ def test_when_one_hangs_the_other_ends_and_says_so_and_one_goes_on(tmp_path, env
     first, error = without_the_second(signal.SIGSTOP, tmp_path, environment)
     assert_ended_by_jax(first, error)
     newest = max(steps_in(tmp_path / "checkpoints"))
-    alone = subprocess.Popen(
-        command(tmp_path, "--processes=1", "--resume", "--timeout=10", epochs=500),
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    alone = warm.Process(
+        command(tmp_path, "--processes=1", "--resume", "--timeout=10", epochs=500), environment
+    )
     lines = until_epoch(newest + 1, alone)
     alone.kill()
     alone.communicate()
@@ -130,23 +153,12 @@ def test_when_one_hangs_the_other_ends_and_says_so_and_one_goes_on(tmp_path, env
 
 def without_the_second(
     gone_by: signal.Signals, folder: Path, environment
-) -> tuple[subprocess.Popen, str]:
+) -> tuple[warm.Process, str]:
     """The first of two processes, and its stderr, ended by the end or halt of the second."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    pipe = subprocess.PIPE
-    first, second = (
-        subprocess.Popen(
-            command(folder, f"--coordinator={address}", "--processes=2", f"--process={number}",
-                    "--timeout=10", epochs=500),
-            env=environment, stdout=pipe, stderr=pipe, text=True,
-        )
-        for number in (0, 1)
-    )  # fmt: skip
+    first, second = two_processes(folder, environment, "--timeout=10", epochs=500)
     try:
         lines = until_epoch(2, first)
-        assert lines[0] == f"process 0 of 2 joins the others at {address}\n"
+        assert re.match(r"process 0 of 2 joins the others at localhost:\d+\n", lines[0])
         second.send_signal(gone_by)
         began = time.perf_counter()
         _, error = first.communicate(timeout=60)
@@ -158,7 +170,7 @@ def without_the_second(
     return first, error
 
 
-def assert_ended_by_jax(process: subprocess.Popen, error: str) -> None:
+def assert_ended_by_jax(process: warm.Process, error: str) -> None:
     """It cannot be caught; it names the process that is gone."""
     assert process.returncode == -signal.SIGABRT
     assert "The following tasks are unhealthy (stopped sending heartbeats):\n1\n" in error
@@ -167,10 +179,7 @@ def assert_ended_by_jax(process: subprocess.Popen, error: str) -> None:
 def test_when_the_first_is_killed_its_parent_ends_the_rest_and_one_process_goes_on(
     tmp_path, environment, by_two
 ):
-    process = subprocess.Popen(
-        command(tmp_path, "--spawn=2", epochs=4),
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = warm.Process(command(tmp_path, "--spawn=2", epochs=4), environment)
     lines = until_epoch(2, process)
     ids = [int(number) for number in re.findall(r"process \d of 2 has id (\d+)", "".join(lines))]
     os.kill(ids[0], signal.SIGKILL)
@@ -188,32 +197,24 @@ def test_when_the_first_is_killed_its_parent_ends_the_rest_and_one_process_goes_
     newest = max(steps_in(tmp_path / "checkpoints"))
     assert newest in (2, 3)
     assert shlex.split(again) == [*command(tmp_path, "--spawn=2"), "--resume"]
-    done = subprocess.run(
-        command(tmp_path, "--processes=1", "--resume"),
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = warm.run(command(tmp_path, "--processes=1", "--resume"), environment)
+    assert done.returncode == 0, done.stderr
     assert f"going on after epoch {newest}" in done.stdout
     rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["epochs"]
     np.testing.assert_allclose(losses(rows), losses(by_two[1]), rtol=TOLERANCE)
 
 
 def test_when_the_parent_is_killed_its_processes_end_too(tmp_path, environment):
-    process = subprocess.Popen(
-        command(tmp_path, "--spawn=2", epochs=500),
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout
+    process = warm.Process(command(tmp_path, "--spawn=2", epochs=500), environment)
     while "process 1 of 2 has id" not in process.stdout.readline():
-        assert process.poll() is None
+        assert process.returncode is None
     process.kill()
     process.communicate(timeout=60)  # until the first of them has closed stderr, which it inherits
     assert process.returncode == -signal.SIGKILL
 
 
 def test_a_process_that_cannot_know_the_others_says_which_options_tell(tmp_path, environment):
-    done = subprocess.run(
-        command(tmp_path, "--processes=2"), env=environment, capture_output=True, text=True
-    )
+    done = warm.run(command(tmp_path, "--processes=2"), environment)
     assert done.returncode == 1
     assert done.stderr.startswith("distributed_mnist.py: error: ")
     assert done.stderr.endswith(" (--coordinator, --processes and --process say it)\n")

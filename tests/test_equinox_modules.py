@@ -74,10 +74,8 @@ def loss(model: Model, key: jax.Array) -> jax.Array:
     return jnp.mean((jax.vmap(model)(x, jax.random.split(key, len(x))) - y) ** 2)
 
 
-def run(tx: Any, init: Callable, given: Callable) -> tuple[Model, Any]:
-    """The model and the state after some steps; `init` and `given` say what the optimizer sees."""
-    model = Model()
-    state = tx.init(init(model))
+def step_of(tx: Any, given: Callable) -> Callable:
+    """A step of training; `given` says what of the model the optimizer sees."""
 
     @eqx.filter_jit
     def step(model, state, key):
@@ -85,6 +83,12 @@ def run(tx: Any, init: Callable, given: Callable) -> tuple[Model, Any]:
         updates, state = tx.update(gradients, state, given(model))
         return eqx.apply_updates(model, updates), state
 
+    return step
+
+
+def run(step: Callable, state: Any) -> tuple[Model, Any]:
+    """The model and the state after some steps."""
+    model = Model()
     for number in range(STEPS):
         model, state = step(model, state, jax.random.key(number))
     return model, state
@@ -97,11 +101,11 @@ def arrays(model: Model) -> Model:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_module_is_its_trained_arrays_to_the_bit(name):
-    filtered = FORMS["eqx.is_inexact_array"]
-    model, state = run(CASES[name].build(), filtered, filtered)
-    before = Model()
+    tx, before, filtered = CASES[name].build(), Model(), FORMS["eqx.is_inexact_array"]
+    model, state = run(step_of(tx, filtered), tx.init(filtered(before)))
+    step = step_of(tx, FORMS["the whole module"])
     for init in FORMS.values():
-        whole, whole_state = run(CASES[name].build(), init, FORMS["the whole module"])
+        whole, whole_state = run(step, tx.init(init(before)))
         assert_same_bits(arrays(whole), arrays(model))
         assert_same_bits(whole_state, state)
         assert_same_bits(whole.order, before.order)
@@ -120,7 +124,7 @@ def test_the_average_of_a_module_is_a_module_that_can_be_called(name):
     techniques = {"average_start": 2, "average_period": 1, "sync_period": 2, "slow_step_size": 0.5}
     tx = CASES[name].build(**techniques)
     whole = FORMS["the whole module"]
-    model, state = run(tx, whole, whole)
+    model, state = run(step_of(tx, whole), tx.init(Model()))
     average = amac_jax.averaged_params(state, model)
     assert isinstance(average, Model)
     assert average.activation is jnp.tanh

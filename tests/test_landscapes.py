@@ -80,7 +80,7 @@ def test_every_optimizer_goes_down(name, optimizer):
         tx = factory(rate, **arguments)
         return trajectory(tx, landscape.function, jnp.asarray(landscape.start), 60).values
 
-    values = np.asarray(jax.jit(jax.vmap(end))(10.0 ** jnp.arange(-3, 2)))
+    values = np.asarray(jax.jit(jax.vmap(end))(10.0 ** jnp.arange(-3.0, 2.0)))
     assert values.shape == (5, 61)
     assert np.nanmin(values[:, -1]) < values[0, 0]
 

@@ -45,7 +45,8 @@ def test_the_best_of_the_grid_is_the_soonest_there():
     assert result.path.points.shape == (201, 2)
 
 
-def test_the_program_prints_the_table_and_draws(tmp_path, capsys):
+def test_the_program_prints_the_table_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(example.animate, "__defaults__", (6,))  # frames, in place of 60
     example.main(["--landscapes", "cosh", "rosenbrock", "--optimizers", "adam", "newton",
                   "--steps", "100", "--gif", "--out", str(tmp_path)])  # fmt: skip
     rows = {}

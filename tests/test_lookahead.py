@@ -61,6 +61,7 @@ def take_step(tx: Any, gradient: Any, state: Any, params: Any) -> tuple[Any, Any
     return optax.apply_updates(params, updates), state
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)])
 def test_takes_the_steps_of_optax_lookahead_on_a_quadratic(inner):
     start = next(normals(0, LIKE))
@@ -182,6 +183,7 @@ def test_in_optax_masked():
         assert_close(params, {"kernel": PLAIN[t]["kernel"], "bias": EXPECTED[t]["bias"]})
 
 
+@pytest.mark.usefixtures("promoting")
 def test_in_optax_multi_steps_it_counts_optimizer_steps():
     tx = optax.MultiSteps(sgd_with_lookahead(), every_k_schedule=2).gradient_transformation()
     halves = [

@@ -45,8 +45,8 @@ def test_expectation_is_the_value(seed, value):
     error = np.sqrt(share * (1 - share) / MANY)
     assert abs(np.mean(rounded == above) - share) < Z * error
     # Its neighbours in bfloat16, and no others.
-    assert jnp.asarray(below, jnp.bfloat16) == below
-    assert jnp.nextafter(jnp.asarray(below, jnp.bfloat16), jnp.bfloat16(jnp.inf)) == above
+    assert float(jnp.asarray(below, jnp.bfloat16)) == below
+    assert float(jnp.nextafter(jnp.bfloat16(below), jnp.bfloat16(jnp.inf))) == above
 
 
 @pytest.mark.parametrize("low", [0, 1, 0x8000, 0xFFFF, 0xFFFFFFFF])
@@ -98,6 +98,7 @@ def test_stages_of_the_pipeline_round_with_keys_of_their_own():
 # What does not stall.
 
 
+@pytest.mark.usefixtures("promoting")
 @every_seed
 def test_a_moving_average_of_thousand_increments_is_not_lost(seed):
     """Second moments of constant gradients: 1,000 increments, each from nu to nu + (g^2 - nu)/1000.
@@ -178,6 +179,7 @@ def test_velocity_does_not_stall():
 # The transformations.
 
 
+@pytest.mark.usefixtures("promoting")
 def test_a_wrapped_adam_steps_as_adam_does():
     init, *gradients = normals(0, MLP["out"], 31)
     wrapped = list(train(store_state_in(optax.adam(0.01), "bfloat16"), init, gradients))
@@ -188,6 +190,7 @@ def test_a_wrapped_adam_steps_as_adam_does():
     assert 0 < optax.tree.norm(error) < 0.02 * optax.tree.norm(moved)
 
 
+@pytest.mark.usefixtures("promoting")
 def test_a_step_is_the_inner_step_on_the_widened_state_rounded():
     init, *gradients = normals(0, MLP["out"], 4)
     inner = optax.scale_by_adam()
@@ -215,6 +218,7 @@ def test_scalars_integers_and_keys_stay_as_they_are():
     assert dtypes[1] == jax.tree.map(lambda leaf: leaf.dtype.name, inner.init(params)[1])
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("off", [None, "float32", jnp.float32])
 def test_off_is_absent_bit_for_bit(off):
     init, *gradients = normals(0, MLP["out"], 8)

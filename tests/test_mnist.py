@@ -13,18 +13,33 @@ import mnist
 import numpy as np
 import pytest
 
+from tests import warm
+
 FIELDS = ["epoch", "loss", "train_accuracy", "test_accuracy", "averaged_test_accuracy", "seconds"]
+
+
+@pytest.fixture
+def pictures():
+    """Asked for by tests that look at a run's picture."""
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """A picture takes longer than a run."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(mnist.Report, "draw", lambda report: None)
 
 
 def run(out: Path, *arguments: str) -> dict:
     mnist.main(["--dataset", "digits", "--out", str(out), *arguments])
-    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
     return json.loads((out / "metrics.json").read_text())
 
 
-def test_the_default_run_learns_and_reports(tmp_path, capsys, monkeypatch):
+def test_the_default_run_learns_and_reports(tmp_path, capsys, monkeypatch, pictures):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     report = run(tmp_path / "new" / "folder", "--seed", "3")
+    picture = (tmp_path / "new" / "folder" / "training.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
     epochs = report["epochs"]
     assert [list(epoch) for epoch in epochs] == [FIELDS] * 10
     assert [epoch["epoch"] for epoch in epochs] == list(range(1, 11))
@@ -181,14 +196,12 @@ def test_bad_options_are_refused_by_name(argument, capsys):
 def test_without_a_network_it_says_so_and_trains_on_the_digits(tmp_path):
     nowhere = "http://127.0.0.1:9"  # nothing listens on the discard port
     environment = {name: value for name, value in os.environ.items() if name != "AMAC_JAX_DATA"}
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, mnist.__file__, "--epochs=1", "--out", tmp_path / "out"],
-        env={**environment, "https_proxy": nowhere, "HTTPS_PROXY": nowhere, "no_proxy": "",
-             "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        check=True,
+        {**environment, "https_proxy": nowhere, "HTTPS_PROXY": nowhere, "no_proxy": "",
+         "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")},
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert len([line for line in done.stderr.splitlines() if "digits instead" in line]) == 1
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert report["dataset"]["name"] == "digits"
@@ -199,7 +212,7 @@ def test_without_checkpoints_orbax_is_not_imported():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(mnist.__file__).parent)
 
 
-def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys):
+def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys, pictures):
     folder = tmp_path / "checkpoints"
 
     def again(*arguments):
@@ -227,6 +240,7 @@ def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys):
     (tmp_path / "metrics.json").unlink()
     (tmp_path / "training.png").unlink()
     assert again("--epochs=3", "--resume") == report
+    assert (tmp_path / "training.png").exists()
     assert "the run is complete" in capsys.readouterr().out
 
 

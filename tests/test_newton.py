@@ -303,6 +303,7 @@ def step_with(tx, value_fn):
     return updates
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize(
     "make",
     [lambda: amac_jax.newton(0.5), lambda: amac_jax.sophia(0.5, gamma=1.0, b2=0.0)],

@@ -69,6 +69,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_recipe_is_what_it_says(name):
     ours, theirs = EXPECTED[name]
@@ -213,6 +214,7 @@ def test_what_decays_in_the_cnns_recipe_can_be_chosen(arguments, decays):
     assert {name: bool(jnp.all(u < 0)) for name, u in updates.items()} == decays
 
 
+@pytest.mark.usefixtures("promoting")
 def test_the_gans_networks_draw_different_noise_and_b1_may_be_a_schedule():
     generator, discriminator = recipes.gan(noise=0.1, b1=lambda count: 0.5)
     assert_close(runs(recipes.gan(b1=lambda count: 0.5).generator), runs(optax.adam(2e-4, b1=0.5)))

@@ -1,7 +1,6 @@
 """A run that is saved, ended and resumed in another process is the undisturbed run, bit for bit."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.helpers import CACHE_WARNING, assert_same_bits
+from tests import warm
+from tests.helpers import assert_same_bits
 from tests.resume import HALF, WHOLE, advance, begin, slug
 from tests.table import CASES
 
@@ -35,14 +35,8 @@ def test_a_resumed_run_is_the_undisturbed_one(names, tmp_path):
         slug(name): advance(step, halves[slug(name)], range(HALF, WHOLE))
         for name, (step, _) in steps.items()
     }
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", f"ignore:{CACHE_WARNING}",
-         "-m", "tests.resume_child", str(tmp_path), *names],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "tests.resume_child", tmp_path, *names]
+    done = warm.run(command, dict(os.environ), ROOT)
     assert done.returncode == 0, done.stderr
     resumed = flax.serialization.from_bytes(ends, (tmp_path / "ends.msgpack").read_bytes())
     for name in names:

@@ -474,6 +474,7 @@ def test_warmup_hands_schedules_no_count_below_zero():
 COUNTS = np.arange(60)
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize(
     ("ours", "theirs", "later"),
     [

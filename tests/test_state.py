@@ -73,6 +73,7 @@ def nestings(rate: Any) -> dict[str, optax.GradientTransformation]:
 NESTINGS = nestings(0.1)
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("nesting", NESTINGS)
 def test_found_in_any_nesting(nesting):
     *_, (params, state) = train(NESTINGS[nesting], START, GRADIENTS)
@@ -119,6 +120,7 @@ def test_found_in_an_nnx_optimizer_and_can_be_put_into_the_model():
 # --- The learning rate ----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("nesting", NESTINGS)
 def test_the_learning_rate_is_that_of_the_step_just_taken(nesting):
     tx = nestings(falling)[nesting]
@@ -404,6 +406,7 @@ def test_structure_is_that_of_init_at_every_step():
         assert {value.dtype.name for value in metrics(state).values()} == {"float32"}
 
 
+@pytest.mark.usefixtures("promoting")
 def test_metrics_of_every_step_come_out_of_scan_vmap_and_multi_steps():
     gradients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *GRADIENTS)
 

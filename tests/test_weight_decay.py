@@ -93,6 +93,7 @@ def test_rates_too_small_for_bfloat16_are_not_rounded_to_its_steps():
     assert_same_bits(decayed, jnp.asarray(float64(updates) - 0.3009, jnp.bfloat16))
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("seed", range(2))
 def test_adamw_with_decay_on_everything_is_optax_adamw_for_100_steps(seed):
     params, *gradients = normals(seed, LIKE, 101)

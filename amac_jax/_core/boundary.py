@@ -135,12 +135,27 @@ def stage_of(tx: optax.GradientTransformation | Stage, argument: str = "tx") -> 
         raise ValueError(f"{argument} must be a gradient transformation, got {tx!r}")
     if isinstance(tx, Transformation) and tx.stage is not None:
         return tx.stage
-    takes_extra_args = isinstance(tx, optax.GradientTransformationExtraArgs)
 
     def update(updates: Tree, state: Tree, params: Tree, step: Step) -> tuple[Tree, Tree]:
-        return tx.update(updates, state, params, **(step.extra_args if takes_extra_args else {}))
+        return updated_by(tx, updates, state, params, step.extra_args)
 
     return Stage(update, lambda params: tx.init(widen(params)))
+
+
+def updated_by(
+    tx: optax.GradientTransformation,
+    updates: Tree,
+    state: Tree,
+    params: Tree,
+    extra_args: Keywords,
+) -> tuple[Tree, Tree]:
+    """An update by any transformation, which gets the extra args if it takes them.
+
+    Strict promotion of dtypes is asked of this library alone: Optax is not written for it.
+    """
+    takes_them = isinstance(tx, optax.GradientTransformationExtraArgs)
+    with jax.numpy_dtype_promotion("standard"):
+        return tx.update(updates, state, params, **(extra_args if takes_them else {}))
 
 
 Arguments = ParamSpec("Arguments")

@@ -10,7 +10,7 @@ from jax.tree_util import KeyPath
 
 from amac_jax._core.boundary import Observation, Stage, Step
 from amac_jax._core.hyperparameters import Hyperparameter, as_float
-from amac_jax._core.leaves import each_leaf, global_norm
+from amac_jax._core.leaves import each_leaf, global_norm, widen
 from amac_jax._core.ranges import NON_NEGATIVE, checked
 from amac_jax._core.types import Tree
 
@@ -44,7 +44,7 @@ def chain(stages: Sequence[Stage], learning_rate: Hyperparameter, *, record: boo
                 ]
                 return measured(stages, seen, params, params, params, step)
 
-            names = jax.eval_shape(at_first, params, states)
+            names = jax.eval_shape(at_first, widen(params), states)
             metrics = {name: jnp.zeros([], jnp.float32) for name in names}
         return ComposeState(as_float(0), metrics, states)
 

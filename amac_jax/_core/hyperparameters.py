@@ -9,6 +9,8 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from amac_jax._core.types import promoted
+
 Count: TypeAlias = int | np.ndarray | jax.Array
 """The number of updates made before this one: 0 at first; an array of counts gives an array."""
 
@@ -38,10 +40,11 @@ def value_at(hyperparameter: Hyperparameter, count: Count) -> jax.Array:
       >>> float(value_at(0.5, 3)), float(value_at(lambda count: 2.0 * count, 3))
       (0.5, 6.0)
     """
-    value = hyperparameter(count) if callable(hyperparameter) else hyperparameter
+    with jax.numpy_dtype_promotion("standard"):  # in which schedules are written
+        value = hyperparameter(count) if callable(hyperparameter) else hyperparameter
     value = jnp.asarray(value)
     if jnp.issubdtype(value.dtype, jnp.floating):
-        value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        value = value.astype(promoted(value.dtype, jnp.float32))
     return value
 
 

@@ -11,7 +11,7 @@ from jax.tree_util import KeyPath
 from jax.typing import ArrayLike, DTypeLike
 
 from amac_jax._core.paths import written_path
-from amac_jax._core.types import Keywords, Tree
+from amac_jax._core.types import Keywords, Tree, promoted
 
 Arrays = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 
@@ -37,7 +37,7 @@ def trained_only(params: Tree) -> Tree:
 
 def wide_dtype(dtype: DTypeLike) -> DTypeLike:
     """The dtype for computing with leaves of `dtype`: float32 for float16 and bfloat16."""
-    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+    return promoted(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype
 
 
 def widen(tree: Tree) -> Tree:
@@ -64,7 +64,7 @@ def copied(tree: Tree, dtype: DTypeLike = jnp.float32) -> Tree:
     """
 
     def copy(leaf: Tree) -> jax.Array:
-        wide = jnp.promote_types(jnp.result_type(leaf), dtype)
+        wide = promoted(jnp.result_type(leaf), dtype)
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jnp.zeros_like(leaf, dtype=wide)
         return jnp.array(leaf, dtype=wide, copy=True)
@@ -148,7 +148,7 @@ def enter(updates: Tree, params: Tree, extra_args: Keywords) -> Entered:
         return structure.unflatten(leaf if is_in else other for leaf, other, is_in in leaves)
 
     dtypes = [
-        jnp.promote_types(jnp.result_type(g, w), jnp.float32) if is_in else None
+        promoted(jnp.result_type(g), jnp.result_type(w), jnp.float32) if is_in else None
         for g, w, is_in in zip(gradients, weights, inside, strict=True)
     ]
 

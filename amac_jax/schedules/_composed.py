@@ -118,7 +118,7 @@ def piecewise_constant(
     def schedule(count: Count) -> jax.Array:
         result = constant(values[0])(count)
         for boundary, value in zip(boundaries, values[1:], strict=True):
-            is_later = whole(count) >= whole_value_at(boundary, count)
+            is_later = whole(count) >= whole(whole_value_at(boundary, count))
             result = jnp.where(is_later, float_value_at(value, count), result)
         return result
 
@@ -169,7 +169,7 @@ def warmup(schedule: Hyperparameter, warmup_steps: Hyperparameter) -> Schedule:
 
     def warmed(count: Count) -> jax.Array:
         w = whole_value_at(warmup_steps, count)
-        later = jnp.maximum(jnp.asarray(count) - w, 0)
+        later = jnp.maximum(whole(count) - whole(w), 0)
         return value_at(schedule, later) * fraction(step_number(count), as_float(w))
 
     return warmed

@@ -216,7 +216,7 @@ def _position_in_cycle(
     begin, following = begin_of(cycle), begin_of(cycle + 1.0)
     # Cycles of equal length are the common case: integers keep them exact at every count.
     is_equal = m == 1.0
-    steps_done = jnp.where(is_equal, as_float(count % jnp.maximum(first, 1)), t - begin)
+    steps_done = jnp.where(is_equal, as_float(count % jnp.maximum(whole(first), 1)), t - begin)
     return steps_done, jnp.where(is_equal, first_length, following - begin)
 
 

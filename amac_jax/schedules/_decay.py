@@ -58,7 +58,7 @@ def step_decay(initial: Hyperparameter, factor: Hyperparameter, period: Hyperpar
 
     def schedule(count: Count) -> jax.Array:
         # Integers: XLA's t * (1 / period) falls short of whole numbers.
-        falls = whole(count) // jnp.maximum(whole_value_at(period, count), 1)
+        falls = whole(count) // jnp.maximum(whole(whole_value_at(period, count)), 1)
         return float_value_at(initial, count) * float_value_at(factor, count) ** as_float(falls)
 
     return schedule

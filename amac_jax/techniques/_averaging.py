@@ -14,7 +14,7 @@ from amac_jax._core.leaves import copied, each_leaf
 from amac_jax._core.random.keys import Key
 from amac_jax._core.ranges import COUNT, DECAY_OR_MEAN, START
 from amac_jax._core.storage import storage
-from amac_jax._core.types import Tree
+from amac_jax._core.types import Tree, promoted
 from amac_jax._core.xla import write_when
 
 
@@ -126,7 +126,8 @@ def folded_in(average: jax.Array, landing: jax.Array, weight: jax.Array) -> jax.
 
 def is_due(step: jax.Array, start: jax.Array, period: jax.Array) -> jax.Array:
     """Whether a step is start (rounded up), start + period, ...; a start of inf never comes."""
-    started = step >= start
+    both = promoted(step.dtype, start.dtype)
+    started = step.astype(both) >= start.astype(both)
     first = -(-jnp.where(started, start, 0) // 1)  # `ceil` would turn integers into floats
     since_start = step - first.astype(step.dtype)
     return started & (since_start % period == 0)

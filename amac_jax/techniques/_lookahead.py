@@ -124,5 +124,7 @@ def towards_slow(update: Array, param: Array, slow: Array, remainder: Array) -> 
 
 def slow_distance(seen: Observation) -> dict[str, jax.Array]:
     """slow_distance: ||theta + u - phi||, between the new fast weights and the slow weights."""
-    distance = jax.tree.map(lambda p, u, s: p + u - s, seen.params, seen.after, seen.state.slow)
+    distance = jax.tree.map(
+        lambda p, u, s: p + u - s.astype(p.dtype), seen.params, seen.after, seen.state.slow
+    )
     return {"slow_distance": global_norm(distance)}

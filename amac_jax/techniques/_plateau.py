@@ -129,13 +129,15 @@ def reduce_on_plateau(
         mean = total / collected.astype(jnp.float32)
 
         # The first best value is inf, on which every finite value improves; inf - inf is NaN.
-        margin = step.rtol * jnp.abs(state.best) + step.atol
+        rtol, atol = (tolerance.astype(jnp.float32) for tolerance in (step.rtol, step.atol))
+        margin = rtol * jnp.abs(state.best) + atol
         margin = jnp.where(jnp.isfinite(state.best), margin, 0.0)
         improved = sign * mean < sign * state.best - margin
         in_cooldown = state.cooldown > 0
         stagnant = jnp.where(improved | in_cooldown, 0, next_count(state.stagnant))
         fires = stagnant >= step.patience
-        reduced = jnp.maximum(state.scale * step.factor, jnp.minimum(step.min_scale, state.scale))
+        factor, least = (number.astype(jnp.float32) for number in (step.factor, step.min_scale))
+        reduced = jnp.maximum(state.scale * factor, jnp.minimum(least, state.scale))
 
         judged = ReduceOnPlateauState(
             scale=jnp.where(fires, reduced, state.scale),

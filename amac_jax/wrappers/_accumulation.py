@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax._core.boundary import Transformation, described
+from amac_jax._core.boundary import Transformation, described, updated_by
 from amac_jax._core.hyperparameters import Hyperparameter, is_number, next_count, whole_value_at
 from amac_jax._core.leaves import enter, in_dtypes_of, trained_only, widen, zeros_like
 from amac_jax._core.ranges import COUNT, checked
@@ -85,7 +85,6 @@ def accumulate_gradients(
       -6.0
     """
     always_due = is_number(steps) and steps == 1
-    inner_tx = optax.with_extra_args_support(tx)
 
     def init(params: Tree) -> AccumulateGradientsState:
         wide = widen(trained_only(params))
@@ -93,7 +92,7 @@ def accumulate_gradients(
             gathered=jnp.zeros([], jnp.int32),
             applied=jnp.zeros([], jnp.int32),
             mean=zeros_like(wide),
-            inner=inner_tx.init(wide),
+            inner=tx.init(wide),
         )
 
     def update(
@@ -108,7 +107,7 @@ def accumulate_gradients(
         mean = jax.tree.map(lambda m, g: running_mean(m, g, gathered), state.mean, inside.updates)
 
         def apply(mean: Tree, inner: Tree) -> tuple[Tree, Tree]:
-            new, after = inner_tx.update(mean, inner, inside.params, **inside.extra_args)
+            new, after = updated_by(tx, mean, inner, inside.params, inside.extra_args)
             return optax.tree.cast_like(new, mean), in_dtypes_of(inner, after)
 
         def wait(mean: Tree, inner: Tree) -> tuple[Tree, Tree]:

@@ -475,8 +475,11 @@ def run(name: str) -> dict[str, list[str]]:
 
 def run_apart(name: str, *, soak: bool = SOAK) -> dict[str, list[str]]:
     """The same in a process of its own, whose CPU is 8 devices."""
-    flags = f"--xla_force_host_platform_device_count={DEVICES}"
-    settings = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "AMAC_JAX_SOAK": str(int(soak))}
+    settings = {
+        "JAX_NUM_CPU_DEVICES": str(DEVICES),
+        "JAX_PLATFORMS": "cpu",
+        "AMAC_JAX_SOAK": str(int(soak)),
+    }
     ran = subprocess.run(
         [sys.executable, "-m", "tests.compatibility.optax_suite", name],
         env=os.environ | settings,

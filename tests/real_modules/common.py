@@ -33,7 +33,7 @@ Built = tuple[Any, Callable[[Any], Any]]  # parameters, and the outputs as a fun
 
 
 def linen(module: nn.Module, *inputs: Any) -> Built:
-    variables = module.init(KEY, *inputs)
+    variables = jax.jit(module.init)(KEY, *inputs)
     return variables["params"], lambda params: module.apply(
         {**variables, "params": params}, *inputs
     )
@@ -56,7 +56,7 @@ def nnx_cell(cell: Any) -> Built:
 
 def haiku(function: Callable[..., Any], *inputs: Any) -> Built:
     transformed = hk.transform_with_state(function)
-    params, state = transformed.init(KEY, *inputs)
+    params, state = jax.jit(transformed.init)(KEY, *inputs)
     return params, lambda params: transformed.apply(params, state, KEY, *inputs)[0]
 
 
