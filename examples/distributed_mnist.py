@@ -180,8 +180,9 @@ def spawn(count: int, argv: list[str], advice: str) -> None:
     children, ended, threads = [], queue.Queue(), []
 
     def pass_on(source, target, prefix):
-        for line in source:
-            print(f"{prefix}{line}", end="", file=target, flush=True)
+        with source:
+            for line in source:
+                print(f"{prefix}{line}", end="", file=target, flush=True)
 
     def wait(number, child):
         ended.put((number, child.wait()))
