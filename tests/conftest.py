@@ -129,6 +129,7 @@ def promoting() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
+    gc.set_threshold(20_000, 50, 100)  # tracing makes many objects, and few of them cycles
     set_aside()
 
 

@@ -355,6 +355,7 @@ def test_it_is_its_equation_for_100_steps(name, dtype, tolerance, seed):
     assert difference([start] * STEPS, expected) > 1e-3
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.theirs])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_it_is_optaxs_for_100_steps(name, dtype):
@@ -432,6 +433,7 @@ SCHEDULED = {
 }
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_every_hyperparameter_may_be_a_schedule(name):
     factory, values = getattr(amac_jax, name), SCHEDULED[name]
