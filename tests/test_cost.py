@@ -38,7 +38,8 @@ WITHOUT_EITHER = "everything, no lookahead, no averaging"
 
 @functools.cache
 def program(name: str) -> Any:
-    return lowered(VARIANTS[name](), PARAMS).compile()
+    # The loops that XLA makes for users, not those of the tests' fast compilation.
+    return lowered(VARIANTS[name](), PARAMS).compile({"xla_cpu_use_fusion_emitters": True})
 
 
 @pytest.mark.usefixtures("promoting")
