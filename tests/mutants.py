@@ -5,7 +5,7 @@
     python -m tests.mutants run -m fast                   # the tests against every change
     python -m tests.mutants report                        # shares killed, and the survivors
 
-Without `-m` the tests are those of `pytest` alone. A process that has imported JAX, but has not
+Without `-m` the tests are the default ones. A process that has imported JAX, but has not
 started it, forks for every change; the fork works in a copy of the checkout. `run` goes on where it
 stopped: what `runs/mutants/results.jsonl` has is not done again.
 """

@@ -97,7 +97,7 @@ def walk(node: Any, lines: list[int], where: str) -> Iterator[tuple[ast.AST, lis
 
 
 def edits(source: bytes, node: Any) -> Iterator[Edit]:
-    """The changes of a node, without those of its parts."""
+    """The changes of a node itself; its parts have changes of their own."""
     match node:
         case ast.Expr(value=ast.Call()) | ast.Raise() | ast.Assert() | ast.Delete():
             yield "statement", node, b"pass"

@@ -38,7 +38,7 @@ WITHOUT_EITHER = "everything, no lookahead, no averaging"
 
 @functools.cache
 def program(name: str) -> Any:
-    # The loops that XLA makes for users, not those of the tests' fast compilation.
+    # XLA makes other loops in the tests' fast compilation; users get these.
     return lowered(VARIANTS[name](), PARAMS).compile({"xla_cpu_use_fusion_emitters": True})
 
 
