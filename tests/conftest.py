@@ -42,8 +42,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # What waits for other processes begins first, and is not what all wait for at the end.
 FIRST = ["test_checkpoints", "test_sharding", "test_distributed_mnist", "test_optax_suite"]
-# What their tests with one parameter, a case of the table or a module, share is compiled once.
-BY_PARAMETER = {"test_contract", "test_bad_steps", "test_trees", "test_kernels"}
+# What tests of one case of the table share is compiled once, and what those of a real module do.
+BY_CASE = {"test_contract", "test_bad_steps", "test_trees"}
+BY_PARAMETER = {"test_kernels"}
 
 
 # `-m fast`, for every save: files and, where not all of a file is quick, the names of its tests.
@@ -147,11 +148,13 @@ def set_aside() -> None:
 def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFileOrParameter(LoadScopeScheduling):
+    class ByFileOrCase(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path, _, test = nodeid.partition("::")
-            parameter = test.partition("[")[2] if PurePath(path).stem in BY_PARAMETER else ""
-            return f"{path}[{parameter}"
+            parameter = test.partition("[")[2].rstrip("]")
+            if parameter and PurePath(path).stem in BY_CASE:
+                return parameter.partition("-")[0]  # the case's name is the first parameter
+            return f"{path}[{parameter}" if PurePath(path).stem in BY_PARAMETER else path
 
     config.option.loadscopereorder = False
-    return ByFileOrParameter(config, log)
+    return ByFileOrCase(config, log)

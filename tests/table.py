@@ -1,7 +1,7 @@
 """Every factory that the contract is run on, with values for each numeric hyperparameter."""
 
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -243,6 +243,23 @@ CASES = {
         fixed={"record_metrics": True},
     ),
 }
+
+
+@cache
+def jitted_step(name: str) -> Callable[..., Any]:
+    """A case's step, which returns parameters, state and updates.
+
+    Tests of one case run in one process, where they share what this has compiled.
+    """
+    tx = optax.with_extra_args_support(CASES[name].build())
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, updates
+
+    return step
+
 
 ONE_OF_EACH_FACTORY = sorted(
     {case.factory: name for name, case in reversed(CASES.items())}.values()
