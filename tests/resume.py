@@ -45,9 +45,5 @@ def advance(step: Any, run: Any, numbers: range) -> Any:
     return {"params": params, "state": state}
 
 
-def abstract(run: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run)
-
-
 def slug(name: str) -> str:
     return name.replace(" ", "_")

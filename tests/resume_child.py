@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.helpers import CACHE_WARNING, assert_same_bits
-from tests.resume import HALF, WHOLE, abstract, advance, begin, slug
+from tests.resume import HALF, WHOLE, advance, begin, slug
 
 
 def sharded(tree, mesh):
@@ -31,9 +31,9 @@ def sharded(tree, mesh):
 
 
 def main(folder: Path, names: list[str]) -> None:
-    begun = {slug(name): begin(name)[1] for name in names}
+    begun = {slug(name): jax.eval_shape(lambda name=name: begin(name)[1]) for name in names}
     with ocp.CheckpointManager(folder / "orbax") as manager:
-        restored = manager.restore(HALF, args=ocp.args.StandardRestore(abstract(begun)))
+        restored = manager.restore(HALF, args=ocp.args.StandardRestore(begun))
         mesh = Mesh(np.array(jax.devices()), ("devices",))
         elsewhere = sharded(begun, mesh)
         spread = manager.restore(HALF, args=ocp.args.StandardRestore(elsewhere))

@@ -90,13 +90,12 @@ def report(name: str, axis_type: str, layout: str, log: str) -> Report:
     with jax.set_mesh(mesh):
         shardings = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
         params = jax.device_put(initial(), shardings)
-        misplaced, state_shardings = placement(tx, params, shardings)
+        misplaced, state, state_shardings = placement(tx, params, shardings)
         donated = {"donate_argnums": (0, 1)}
         if axis_type == "Auto":
             placed = shardings, state_shardings
             donated.update(in_shardings=(*placed, shardings), out_shardings=placed)
         step = jax.jit(step_of(tx), **donated)
-        state = jax.jit(tx.init, out_shardings=state_shardings)(params)
         gradients = [jax.device_put(gradient, shardings) for gradient in all_gradients()]
         program = step.lower(params, state, gradients[0]).compile()
         for gradient in gradients:
@@ -187,8 +186,13 @@ def on_one_device(name: str, axes: tuple[str, ...] = (), layout: str | None = No
     return jax.tree.map(np.asarray, (params, state))
 
 
-def placement(tx: optax.GradientTransformation, params: Any, shardings: Any) -> tuple[Any, Any]:
-    """Leaves of new state that are not sharded as their parameters, however it was made."""
+def placement(
+    tx: optax.GradientTransformation, params: Any, shardings: Any
+) -> tuple[list[str], Any, Any]:
+    """Leaves of new state that are not sharded as their parameters, however it was made.
+
+    Also new state, and the shardings that its leaves should have.
+    """
     mesh = shardings["temperature"].mesh
     abstract = jax.tree.map(
         lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s), params, shardings
@@ -205,8 +209,9 @@ def placement(tx: optax.GradientTransformation, params: Any, shardings: Any) -> 
     if AxisType.Explicit in mesh.axis_types:  # the types alone say it
         misplaced += differently_sharded(jax.jit(tx.init)(params), expected)
         misplaced += differently_sharded(foreseen, expected)
-    misplaced += differently_sharded(jax.jit(tx.init, out_shardings=expected)(params), expected)
-    return misplaced, expected
+    state = jax.jit(tx.init, out_shardings=expected)(params)
+    misplaced += differently_sharded(state, expected)
+    return misplaced, state, expected
 
 
 def differently_sharded(state: Any, shardings: Any) -> list[str]:

@@ -59,12 +59,8 @@ def two_processes(
     return first, second
 
 
-def train(folder: Path, environment, *more: str) -> list[dict]:
-    """The rows of its metrics.json."""
-    return trained(folder, warm.Process(command(folder, *more), environment), *more)
-
-
 def trained(folder: Path, process: warm.Process, *more: str) -> list[dict]:
+    """The rows of its metrics.json."""
     out, error = process.communicate()
     assert process.returncode == 0, out + error
     lines = [line for line in out.splitlines() if re.search(r"\bepoch +\d+/", line)]
@@ -78,7 +74,7 @@ def trained(folder: Path, process: warm.Process, *more: str) -> list[dict]:
 @pytest.fixture(scope="module")
 def by_one(tmp_path_factory, environment):
     folder = tmp_path_factory.mktemp("one")
-    return folder, train(folder, environment, "--processes=1")
+    return folder, trained(folder, warm.Process(command(folder, "--processes=1"), environment))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +106,9 @@ def test_two_processes_that_share_the_state_go_on_from_one(tmp_path, environment
     for epoch in (1, 2):
         name = f"checkpoints/{epoch}"
         shutil.copytree(folder / name, tmp_path / name)
-    resumed = train(tmp_path, environment, "--resume", "--spawn=2", "--shard")
+    first, second = two_processes(tmp_path, environment, "--resume", "--shard")
+    resumed = trained(tmp_path, first, "--resume")
+    second.communicate()
     assert resumed[:2] == rows[:2]  # timings too: they come from the checkpoint
     print("largest difference", np.max(np.abs(losses(resumed) / losses(rows) - 1)))
     np.testing.assert_allclose(losses(resumed), losses(rows), rtol=TOLERANCE)

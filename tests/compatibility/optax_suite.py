@@ -12,7 +12,6 @@ import inspect
 import json
 import os
 import re
-import subprocess
 import sys
 import unittest
 from collections import Counter
@@ -27,6 +26,7 @@ import jax.numpy as jnp
 import optax
 
 import amac_jax
+from tests import warm
 
 SOAK = os.environ.get("AMAC_JAX_SOAK") == "1"
 LEFT_TO_SOAK = "only with AMAC_JAX_SOAK=1"
@@ -288,9 +288,9 @@ FILES = {
             "have state_dtype (tests/test_low_precision.py)",
         },
         # The Rosenbrock function is the harder target, float16 the harder dtype; the contract has
-        # inject_hyperparams too.
+        # inject_hyperparams too, and the classics' equations are followed for 100 steps.
         soak=r"parabola|_inject_|test_state_shape.*(?<!-float16)]|test_(gradient|preserve).*-float32"
-        rf"|test_gradient\w*\[({OPTAX_CORES})",
+        rf"|test_(gradient|optimization)\w*\[({OPTAX_CORES})",
     ),
     "_common_test": Shipped(
         "optax.contrib._common_test",
@@ -306,7 +306,7 @@ FILES = {
             "test_optimizers_accept_learning_rate_schedule_if_type_annotated_as_such": ALL,
         },
         resolver="_get_opt_factory",
-        # What alias_test has too, but for the wrappers.
+        # What alias_test has too, but for the wrappers; every rate is a schedule in our tests.
         soak="|".join(
             (
                 r"test_state_shape",
@@ -314,7 +314,7 @@ FILES = {
                 r"test_optimizers\d+\[\w+-rosenbrock",
                 r"mechanize-matrix_parabola",
                 r"test_(gradient|preserve|\w+extra_args|\w+_inject_)\w*\[\w+(-bfloat16|-float32)?]",
-                r"type_annotated\w*\[(sophia|compose|\w+-)",
+                r"type_annotated",
             )
         ),
     ),
@@ -336,7 +336,8 @@ FILES = {
         kept_out={
             "test_microbatch_with_explicit_sharding": "no table: tests optax.microbatching alone"
         },
-        soak=rf"_({OPTAX_CORES}|plain_sgd|adamw)$",
+        # A chain, rounded state and an objective; tests/test_sharding.py has every factory.
+        soak=r"^(?!.*_(amac|lookahead_bfloat16|sophia)$)",
     ),
 }
 
@@ -480,13 +481,8 @@ def run_apart(name: str, *, soak: bool = SOAK) -> dict[str, list[str]]:
         "JAX_PLATFORMS": "cpu",
         "AMAC_JAX_SOAK": str(int(soak)),
     }
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.compatibility.optax_suite", name],
-        env=os.environ | settings,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "tests.compatibility.optax_suite", name]
+    ran = warm.run(command, os.environ | settings, Path(__file__).parents[2])
     if ran.returncode:
         raise AssertionError(ran.stderr)
     return json.loads(ran.stdout.splitlines()[-1])
