@@ -33,6 +33,8 @@ REFUSED = [
     (amac_jax.decay_weights, {"rate": -0.1}, "rate must be in [0, inf)"),
     (amac_jax.lookahead, {"sync_period": 0}, "sync_period must be a whole number in [1, inf)"),
     (amac_jax.lookahead, {"sync_period": 2.5}, "sync_period must be a whole number in [1, inf)"),
+    (amac_jax.lookahead, {"sync_period": float("inf")}, WHOLE),
+    (amac_jax.lookahead, {"sync_period": NAN}, WHOLE),
     (amac_jax.lookahead, {"slow_step_size": 1.1}, "slow_step_size must be in [0, 1]"),
     (amac_jax.average_weights, {"start": -1}, "start must be in [0, inf]"),
     (amac_jax.average_weights, {"period": 0}, "period must be a whole number in [1, inf)"),
@@ -159,6 +161,7 @@ REFUSED = [
     (amac_jax.inject_noise, {"key": 0.5}, "key must be an integer seed or a JAX key"),
     (amac_jax.adam, {"noise": 0.1, "key": "a"}, "key must be an integer seed or a JAX key"),
     (amac_jax.sophia, {"key": "a"}, "key must be an integer seed or a JAX key"),
+    (amac_jax.scale_by_sophia, {"key": "a"}, "key must be an integer seed or a JAX key"),
     (
         amac_jax.adam,
         {"state_dtype": "bfloat16", "key": "a"},
@@ -301,6 +304,7 @@ OPTIMIZERS_AS_CORES = {
     "ours": lambda: amac_jax.adam(1e-3),
     "ours with bad steps skipped": lambda: amac_jax.adam(1e-3, skip_nonfinite=True),
     "a chain of it": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)),
+    "of centralized gradients": lambda: optax.chain(amac_jax.centralize(), optax.sgd(0.1)),
     "with a rate that begins at 0": lambda: optax.adam(optax.linear_schedule(0.0, 0.1, 100)),
 }
 CORES = {

@@ -82,9 +82,16 @@ class NNXMLP(nnx.Module):
         self.layers = nnx.List([nnx.Linear(*size, rngs=rngs) for size in sizes])
 
 
-LINEN = LinenMLP().init(KEY, jnp.ones((1, 3)))["params"]
-NNX = nnx.state(NNXMLP(), nnx.Param)
-EQUINOX = eqx.filter(eqx.nn.MLP(3, 2, 4, depth=2, key=KEY), eqx.is_inexact_array)
+def linen_params() -> Any:
+    return jax.jit(LinenMLP().init)(KEY, np.ones((1, 3), np.float32))["params"]
+
+
+def nnx_params() -> Any:
+    return nnx.state(NNXMLP(), nnx.Param)
+
+
+def equinox_params() -> Any:
+    return eqx.filter(eqx.nn.MLP(3, 2, 4, depth=2, key=KEY), eqx.is_inexact_array)
 
 
 def number_in_path(path: Any, leaf: Any) -> int:
@@ -92,13 +99,18 @@ def number_in_path(path: Any, leaf: Any) -> int:
     return int(number)
 
 
-MODELS = {"linen": (LINEN, "Dense_"), "nnx": (NNX, "layers/"), "equinox": (EQUINOX, "layers/")}
+MODELS = {
+    "linen": (linen_params, "Dense_"),
+    "nnx": (nnx_params, "layers/"),
+    "equinox": (equinox_params, "layers/"),
+}
 
 
 @pytest.mark.parametrize("given_as", ["patterns", "function"])
 @pytest.mark.parametrize("name", MODELS)
 def test_layers_of_a_real_model(name, given_as):
-    params, prefix = MODELS[name]
+    build, prefix = MODELS[name]
+    params = build()
     depth_of = number_in_path if given_as == "function" else [f"{prefix}{i}" for i in range(3)]
     tx = optax.chain(optax.identity(), scale_by_layer(layerwise_decay(0.5, depth_of)))
     state = tx.init(params)
