@@ -17,13 +17,16 @@ SOAK = os.environ.get("AMAC_JAX_SOAK") == "1"
 CACHE_WARNING = "Error reading persistent compilation cache entry"
 
 
+def array(values: Any, dtype: Any) -> jax.Array:
+    """NumPy's numbers on the device; `jnp.asarray` compiles a program for every shape."""
+    return jax.device_put(np.asarray(values).astype(jnp.dtype(dtype)))
+
+
 def normals(seed: int, like: Any, steps: int = 1) -> Iterator[Any]:
     """Trees of standard normal leaves in the shapes and dtypes of `like`, one a step."""
     rng = np.random.default_rng(seed)
     for _ in range(steps):
-        yield jax.tree.map(
-            lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), like
-        )
+        yield jax.tree.map(lambda leaf: array(rng.standard_normal(leaf.shape), leaf.dtype), like)
 
 
 def train(
@@ -72,7 +75,7 @@ def mixed_tree(seed: int) -> Any:
     rng = np.random.default_rng(seed)
 
     def draw(dtype, *shape):
-        return jnp.asarray(rng.normal(size=shape), dtype)
+        return array(rng.normal(size=shape), dtype)
 
     return {
         "dense": {"kernel": draw("float16", 4, 3), "bias": draw("float32", 3)},

@@ -3,10 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests.helpers import array
 from tests.table import CASES
 
 HALF, WHOLE = 10, 20
@@ -16,7 +16,7 @@ def tree(seed: int) -> Any:
     rng = np.random.default_rng(seed)
 
     def draw(dtype, *shape):
-        return jnp.asarray(rng.normal(size=shape), dtype)
+        return array(rng.normal(size=shape), dtype)
 
     return {
         "dense": {"kernel": draw("bfloat16", 8, 3), "bias": draw("float32", 3)},

@@ -1,5 +1,6 @@
 """`average_weights` against the mean of the snapshots in NumPy."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from amac_jax import average_weights, averaged_params, sgd
 from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train
 
-LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+LIKE = {"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(3, np.float32)}
 RATE = 0.1
 
 
@@ -32,14 +33,18 @@ def mean(trees):
     return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
 
 
+@functools.cache  # `train` compiles a transformation once
+def averaging(start, period):
+    return optax.chain(optax.sgd(RATE), average_weights(start, period))
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("start", [0, 1, 4, 11, 12, jnp.inf])
 @pytest.mark.parametrize("period", [1, 3])
 def test_is_the_mean_of_the_snapshots_after_every_step(seed, start, period):
     init, *gradients = normals(seed, LIKE, 12)
     weights = weights_of_sgd(init, gradients)
-    tx = optax.chain(optax.sgd(RATE), average_weights(start, period))
-    for t, (params, state) in enumerate(train(tx, init, gradients), 1):
+    for t, (params, state) in enumerate(train(averaging(start, period), init, gradients), 1):
         assert_close(params, weights[t - 1])
         due = taken(start, period, t)
         assert int(state[-1].inner.averaged) == len(due)
@@ -63,16 +68,20 @@ def test_hyperparameters_may_be_schedules():
     assert int(state.inner.averaged) == 4
 
 
+@functools.cache
+def decaying(decay, through_compose):
+    if through_compose:
+        return sgd(RATE, average_start=5, average_period=2, average_decay=decay)
+    return optax.chain(optax.sgd(RATE), average_weights(5, 2, decay=decay))
+
+
 @pytest.mark.parametrize("through_compose", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("seed", range(2))
 def test_decay_is_a_mean_at_first_and_a_moving_average_then(seed, decay, through_compose):
     init, *gradients = normals(seed, LIKE, 40)
     weights = weights_of_sgd(init, gradients)
-    if through_compose:
-        tx = sgd(RATE, average_start=5, average_period=2, average_decay=decay)
-    else:
-        tx = optax.chain(optax.sgd(RATE), average_weights(5, 2, decay=decay))
+    tx = decaying(decay, through_compose)
     average, n = float64(init), 0
     for t, (_, state) in enumerate(train(tx, init, gradients), 1):
         if t in taken(5, 2, t):
@@ -86,7 +95,7 @@ def test_decay_is_a_mean_at_first_and_a_moving_average_then(seed, decay, through
 def test_thousand_bfloat16_weights_are_averaged_in_float32():
     noise = np.random.default_rng(0).standard_normal((1000, 5))
     drift = np.linspace(1.0, 2.0, 1000)[:, None]
-    weights = jnp.asarray(drift + 0.01 * noise, jnp.bfloat16)
+    weights = (drift + 0.01 * noise).astype(jnp.bfloat16)
     tx = average_weights()
 
     def ours(state, params):
@@ -96,11 +105,16 @@ def test_thousand_bfloat16_weights_are_averaged_in_float32():
         n, average = carry
         return (n + 1, average + ((params - average) / n).astype(jnp.bfloat16)), None
 
+    @jax.jit
+    def averages(weights):
+        state: Any = jax.lax.scan(ours, tx.init(weights[0]), weights)[0]
+        (_, stalled), _ = jax.lax.scan(in_bfloat16, (1, weights[0]), weights)
+        return state.inner.average, stalled
+
     exact = float64(weights).mean(axis=0)
-    state: Any = jax.lax.scan(ours, tx.init(weights[0]), weights)[0]
-    assert state.inner.average.dtype == jnp.float32
-    assert np.max(np.abs(float64(state.inner.average) - exact)) < 1e-3
-    (_, stalled), _ = jax.lax.scan(in_bfloat16, (1, weights[0]), weights)
+    average, stalled = averages(weights)
+    assert average.dtype == jnp.float32
+    assert np.max(np.abs(float64(average) - exact)) < 1e-3
     assert np.min(np.abs(float64(stalled) - exact)) > 0.1
 
 
@@ -116,11 +130,17 @@ def test_thousand_bfloat16_weights_are_averaged_in_float32():
 )
 def test_the_accumulator_has_at_least_the_precision_of_the_parameters(of_params, asked_for, kept):
     with jax.enable_x64(True):
-        params = jnp.full(3, 1 / 3, of_params)
-        _, state = apply(average_weights(dtype=asked_for), params, params)
-        assert state.inner.average.dtype == kept
-        assert_same_bits(state.inner.average, params.astype(kept) + params.astype(kept))
-        assert_same_bits(averaged_params(state, params), (2 * params).astype(of_params))
+
+        @jax.jit
+        def averages(params):
+            _, state = apply(average_weights(dtype=asked_for), params, params)
+            return state.inner.average, averaged_params(state, params)
+
+        params = np.full(3, 1 / 3, of_params)
+        average, as_params = averages(params)
+        assert average.dtype == kept
+        assert_same_bits(average, params.astype(kept) + params.astype(kept))
+        assert_same_bits(as_params, params + params)
 
 
 @pytest.mark.usefixtures("promoting")
@@ -144,4 +164,5 @@ def test_inside_multi_steps_it_counts_optimizer_steps_and_beside_it_micro_batche
 
 def test_updates_pass_bit_for_bit():
     params, updates = normals(0, LIKE, 2)
-    assert_same_bits(apply(average_weights(), updates, params)[0], updates)
+    passed, _ = jax.jit(lambda *given: apply(average_weights(), *given))(updates, params)
+    assert_same_bits(passed, updates)

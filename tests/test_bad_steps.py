@@ -11,7 +11,7 @@ import pytest
 import amac_jax
 from amac_jax import skip_nonfinite
 from amac_jax.optimizers import EVERY_TECHNIQUE
-from tests.helpers import SOAK, assert_same_bits, mixed_tree
+from tests.helpers import SOAK, array, assert_same_bits, mixed_tree
 from tests.table import CASES, ONE_OF_EACH_FACTORY, jitted_step
 
 SEEDS = range(20 if SOAK else 1)
@@ -49,7 +49,7 @@ def poisoned(tree: Any, places: list[str], value: np.float16) -> Any:
     def leafwise(leaf):
         changed = np.array(leaf)
         changed.flat[0] = value.astype(leaf.dtype)
-        return jnp.asarray(changed)
+        return jax.device_put(changed)
 
     return changed(tree, places, leafwise)
 
@@ -89,7 +89,7 @@ def test_a_bad_step_changes_nothing_but_the_counter(name):
     bad_steps = [(places, value) for places in PLACES for value in POISONS]
     for seed in SEEDS:
         params = mixed_tree(seed)
-        params["dense"]["bias"] = jnp.asarray([-0.0, *np.asarray(params["dense"]["bias"])[1:]])
+        params["dense"]["bias"] = array([-0.0, *np.asarray(params["dense"]["bias"])[1:]], "float32")
         params, state = undisturbed = params, tx.init(params)
         skipped = 0
         order = np.random.default_rng(seed).permutation(len(bad_steps) + 6)
@@ -175,7 +175,7 @@ def test_a_float16_gradient_clips_to_its_limit():
 
 
 def bfloat16(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).astype(jnp.bfloat16)), tree)
+    return jax.tree.map(lambda leaf: array(leaf, "bfloat16"), tree)
 
 
 @every_factory

@@ -1,5 +1,6 @@
 """`recompute_batch_stats` against NumPy, for Linen and for NNX."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,8 +62,22 @@ class NNXNet(nnx.Module):
         return self.head(x)
 
 
+def initialized(model, seed, *args, **kwargs):
+    """The variables of a Linen model, in one program."""
+    return jax.jit(lambda key: model.init(key, *args, **kwargs))(jax.random.key(seed))
+
+
+@functools.cache
 def linen_variables(model, seed=0):
-    return model.init(jax.random.key(seed), jnp.zeros((2, FEATURES)))
+    return initialized(model, seed, np.zeros((2, FEATURES), np.float32))
+
+
+@functools.cache
+def plain_stats():
+    """What several tests compare with: without dropout, in float32."""
+    return recompute_batch_stats(
+        LinenNet(), make_batches(), linen_variables(LinenNet()), train=True
+    )
 
 
 def nnx_with(params, **kwargs):
@@ -99,23 +114,67 @@ def assert_close(actual, expected, rtol):
 
 def assert_equal(actual, expected):
     chex.assert_trees_all_equal_structs(actual, expected)
-    assert jax.tree.all(jax.tree.map(lambda a, e: jnp.all(a == e), actual, expected))
+    assert jax.tree.all(jax.tree.map(is_equal, actual, expected))
+
+
+def is_equal(leaf, other):
+    return leaf.dtype == other.dtype and np.array_equal(host(leaf), host(other))
+
+
+def host(leaf):
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def one_layer_stats(kind, batches, **kwargs):
     if kind == "linen":
         model = nn.BatchNorm(use_running_average=False, **kwargs)
-        return recompute_batch_stats(model, batches, model.init(jax.random.key(0), batches[0]))
+        return recompute_batch_stats(model, batches, initialized(model, 0, batches[0]))
     model = nnx.BatchNorm(batches[0].shape[-1], **kwargs, rngs=nnx.Rngs(0))
     assert recompute_batch_stats(model, batches) is None
     return nnx_stats(model)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99, 0.999, 0.9999, 1 - 2**-8])
+MOMENTA = (0.0, 0.9, 0.99, 0.999, 0.9999, 1 - 2**-8)
+
+
+class LinenNorms(nn.Module):
+    """A layer of each momentum side by side, so that one compilation serves all."""
+
+    @nn.compact
+    def __call__(self, x):
+        for i, momentum in enumerate(MOMENTA):
+            settings = {"momentum": momentum, "use_fast_variance": False}
+            nn.BatchNorm(use_running_average=False, **settings, name=f"norm{i}")(x)
+
+
+class NNXNorms(nnx.Module):
+    def __init__(self):
+        for i, momentum in enumerate(MOMENTA):
+            settings = {"momentum": momentum, "use_fast_variance": False}
+            setattr(self, f"norm{i}", nnx.BatchNorm(FEATURES, **settings, rngs=nnx.Rngs(0)))
+
+    def __call__(self, x):
+        for i in range(len(MOMENTA)):
+            getattr(self, f"norm{i}")(x)
+
+
+@functools.cache
+def stats_of_each_momentum(kind):
+    batches = make_batches()
+    if kind == "linen":
+        model = LinenNorms()
+        return recompute_batch_stats(model, batches, initialized(model, 0, batches[0]))
+    model = NNXNorms()
+    recompute_batch_stats(model, batches)
+    return nnx_stats(model)
+
+
+@pytest.mark.parametrize("momentum", MOMENTA)
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_one_layer_is_the_mean_and_variance_of_the_data_whatever_its_momentum(kind, momentum):
     batches = make_batches()
-    stats = one_layer_stats(kind, batches, momentum=momentum, use_fast_variance=False)
+    stats = stats_of_each_momentum(kind)[f"norm{MOMENTA.index(momentum)}"]
     data = np.concatenate(batches).astype(np.float64)
     np.testing.assert_allclose(stats["mean"], data.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(stats["var"], data.var(axis=0), rtol=1e-6)
@@ -146,9 +205,9 @@ def test_convolutions_pool_over_positions_too():
     rng = np.random.default_rng(0)
     batches = [np.float32(rng.normal(i, 1 + i, size=(n, 6, 6, 2))) for i, n in enumerate((8, 3))]
     model = Net()
-    variables = model.init(jax.random.key(0), batches[0])
-    conv = nn.Conv(4, (3, 3))
-    outputs = [conv.apply({"params": variables["params"]["conv"]}, batch) for batch in batches]
+    variables = initialized(model, 0, batches[0])
+    conv = nn.Conv(4, (3, 3)).bind({"params": variables["params"]["conv"]})
+    outputs = jax.jit(lambda batches: [conv(batch) for batch in batches])(batches)
     data = np.concatenate([np.asarray(out, np.float64) for out in outputs])
     stats = recompute_batch_stats(model, batches, variables)["BatchNorm_0"]
     np.testing.assert_allclose(stats["mean"], data.mean(axis=(0, 1, 2)), rtol=1e-5, atol=1e-6)
@@ -160,7 +219,7 @@ def test_convolutions_pool_over_positions_too():
 def test_deep_network_matches_the_reference_in_linen_and_nnx(seed, momenta):
     batches = make_batches(seed)
     linen = LinenNet(momenta)
-    variables = linen_variables(linen, seed)
+    variables = linen_variables(LinenNet(), seed)
     expected = reference(variables["params"], batches)
     assert_close(recompute_batch_stats(linen, batches, variables, train=True), expected, rtol=1e-5)
 
@@ -173,8 +232,8 @@ def test_old_statistics_and_order_of_batches_do_not_matter():
     batches = make_batches()
     model = LinenNet()
     variables = linen_variables(model)
-    first = recompute_batch_stats(model, batches, variables, train=True)
-    garbage = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), variables["batch_stats"])
+    first = plain_stats()
+    garbage = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), variables["batch_stats"])
     stale = {**variables, "batch_stats": garbage}
     assert_equal(recompute_batch_stats(model, batches, stale, train=True), first)
     assert_close(
@@ -197,20 +256,17 @@ def test_bfloat16_statistics_are_rounded_once_at_the_end():
     batches = make_batches()
     model = LinenNet()
     variables = linen_variables(model)
-    exact = recompute_batch_stats(model, batches, variables, train=True)
-    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables["batch_stats"])
+    low = jax.tree.map(lambda leaf: host(leaf).astype(jnp.bfloat16), variables["batch_stats"])
     stats = recompute_batch_stats(model, batches, {**variables, "batch_stats": low}, train=True)
-    assert_equal(stats, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), exact))
+    assert_equal(stats, jax.tree.map(lambda leaf: host(leaf).astype(jnp.bfloat16), plain_stats()))
 
 
 @pytest.mark.parametrize("rate", [0.5, 1.0])
 def test_dropout_is_off_in_linen(rate):
     batches = make_batches()
     variables = linen_variables(LinenNet())
-    without = recompute_batch_stats(LinenNet(), batches, variables, train=True)
-    assert_equal(
-        recompute_batch_stats(LinenNet(rate=rate), batches, variables, train=True), without
-    )
+    stats = recompute_batch_stats(LinenNet(rate=rate), batches, variables, train=True)
+    assert_equal(stats, plain_stats())
 
 
 @pytest.mark.parametrize("call_kwargs", [{}, {"deterministic": False}])
@@ -246,10 +302,10 @@ class NNXAttention(nnx.Module):
 
 def test_attention_dropout_is_off():
     batches = [np.float32(np.random.default_rng(0).normal(size=(3, 5, 4)))]
+    variables = initialized(LinenAttention(0.0), 0, batches[0], train=False)
     linen, nnx_ = [], []
     for rate in (0.0, 0.5):
         model = LinenAttention(rate)
-        variables = model.init(jax.random.key(0), batches[0], train=False)
         linen.append(recompute_batch_stats(model, batches, variables, train=True))
         module = NNXAttention(rate)
         recompute_batch_stats(module, batches, train=True)
@@ -320,7 +376,7 @@ class ForeignNorm(nn.Module):
 def test_other_peoples_layers_work_and_their_other_state_stays(rate):
     batches = make_batches(sizes=(16, 16, 16))
     model = ForeignNorm(rate)
-    variables = model.init(jax.random.key(0), batches[0])
+    variables = initialized(model, 0, batches[0])
     stats = recompute_batch_stats(model, batches, variables)
     means = np.stack([batch.mean(axis=0, dtype=np.float64) - 1.0 for batch in batches])
     variances = np.stack([batch.var(axis=0, dtype=np.float64, ddof=1) for batch in batches])
@@ -348,11 +404,18 @@ def test_one_trace_for_each_shape_of_batch():
     traces = []
     model = ManyForms(lambda: traces.append("traced"))
     batches = make_batches(sizes=(8, 8, 8, 8, 3))
-    variables = model.init(jax.random.key(0), batches[0])
+    variables = initialized(model, 0, batches[0])
     for sizes, count in ((4, 1), (5, 2)):
         traces.clear()
         recompute_batch_stats(model, batches[:sizes], variables)
         assert len(traces) == count
+
+
+@functools.cache
+def stats_of_many_forms():
+    batches, model = make_batches(sizes=(8, 8, 8)), ManyForms()
+    variables = initialized(model, 0, batches[0])
+    return variables, recompute_batch_stats(model, batches, variables)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +423,7 @@ def test_one_trace_for_each_shape_of_batch():
     [
         iter,
         np.stack,
-        lambda batches: jnp.stack(batches),
+        lambda batches: jnp.asarray(np.stack(batches)),
         lambda batches: [(batch,) for batch in batches],
         lambda batches: [(batch - 1.0, np.float32(1.0)) for batch in batches],
         lambda batches: [{"image": batch} for batch in batches],
@@ -369,10 +432,9 @@ def test_one_trace_for_each_shape_of_batch():
 )
 def test_batches_may_be_any_iterable_of_what_the_model_is_called_with(as_given):
     batches = make_batches(sizes=(8, 8, 8))
-    model = ManyForms()
-    variables = model.init(jax.random.key(0), batches[0])
-    expected = recompute_batch_stats(model, batches, variables)
-    assert_close(recompute_batch_stats(model, as_given(batches), variables), expected, rtol=1e-5)
+    variables, expected = stats_of_many_forms()
+    stats = recompute_batch_stats(ManyForms(), as_given(batches), variables)
+    assert_close(stats, expected, rtol=1e-5)
 
 
 def test_structure_of_the_collection_is_kept():
@@ -381,10 +443,16 @@ def test_structure_of_the_collection_is_kept():
     frozen = freeze(variables)
     stats = recompute_batch_stats(model, batches, frozen, train=True)
     assert isinstance(stats, FrozenDict)
-    assert_equal(stats, freeze(recompute_batch_stats(model, batches, variables, train=True)))
+    assert_equal(stats, freeze(plain_stats()))
 
 
-class Pair(nn.Module):
+class Stacked(nn.Module):
+    """Several networks that see the same batches."""
+
+    size: int
+    momenta: tuple[float, ...] = (0.9, 0.9)
+    width: int = HIDDEN
+
     @nn.compact
     def __call__(self, x, train=False):
         return nn.vmap(
@@ -392,17 +460,18 @@ class Pair(nn.Module):
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
             in_axes=None,  # pyright: ignore
-            axis_size=2,
-        )(LinenNet(name="net"), x)
+            axis_size=self.size,
+        )(LinenNet(self.momenta, width=self.width, name="net"), x)
 
 
 def test_stacked_layers_keep_their_leading_axis():
     """Two networks under `nn.vmap` are two networks."""
-    batches, pair = make_batches(), Pair()
-    variables = pair.init(jax.random.key(0), batches[0])
+    batches, pair = make_batches(), Stacked(2)
+    variables = initialized(pair, 0, batches[0])
     stacked = recompute_batch_stats(pair, batches, variables, train=True)
     for i in range(2):
-        params, stats = jax.tree.map(lambda leaf, i=i: leaf[i], (variables["params"], stacked))
+        both = variables["params"], stacked
+        params, stats = jax.tree.map(lambda leaf, i=i: host(leaf)[i], both)
         assert_close(stats["net"], reference(params["net"], batches), rtol=1e-5)
 
 
@@ -435,7 +504,7 @@ def test_statistics_that_do_not_move_are_an_error_naming_the_layer():
 def test_models_and_variables_that_do_not_fit_are_errors():
     batches = make_batches()
     plain = PlainLinen()
-    variables = plain.init(jax.random.key(0), batches[0])
+    variables = initialized(plain, 0, batches[0])
     with pytest.raises(ValueError, match="no 'batch_stats' has no BatchNorm"):
         recompute_batch_stats(plain, batches, variables)
     with pytest.raises(ValueError, match="has no BatchNorm statistics"):
@@ -484,27 +553,30 @@ def test_averaged_weights_need_recomputed_statistics():
         carry, _ = jax.lax.scan(step, carry, (batches, batch_labels))
         return carry, carry[0]["params"]
 
-    def train(variables):
+    @jax.jit
+    @jax.vmap
+    def train(seed):
+        variables = model.init(jax.random.key(seed), points[:2])
         carry = (variables, tx.init(variables["params"]))
         (last, _), snapshots = jax.lax.scan(epoch, carry, length=20)
         return last, jax.tree.map(lambda leaf: leaf.mean(axis=0), snapshots)
 
+    @jax.jit
+    @jax.vmap
     def evaluate(variables):
         logits: Any = model.apply(variables, points[1024:])
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels[1024:]).mean()
         return loss, (logits.argmax(-1) == labels[1024:]).mean()
 
-    def stack(trees):
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-    last, averaged = jax.vmap(train)(stack([linen_variables(model, seed) for seed in range(8)]))
+    last, averaged = train(np.arange(8))
     stale = {**last, "params": averaged}
-    networks = [jax.tree.map(lambda leaf, i=i: leaf[i], stale) for i in range(8)]
-    stats = stack([recompute_batch_stats(model, batches, net, train=True) for net in networks])
+    networks = {name: {"net": variables} for name, variables in stale.items()}
+    eight = Stacked(8, model.momenta, model.width)
+    stats = recompute_batch_stats(eight, batches, networks, train=True)["net"]
 
-    last_loss, _ = jax.vmap(evaluate)(last)
-    stale_loss, stale_accuracy = jax.vmap(evaluate)(stale)
-    loss, accuracy = jax.vmap(evaluate)({**stale, "batch_stats": stats})
+    last_loss, _ = jax.device_get(evaluate(last))
+    stale_loss, stale_accuracy = jax.device_get(evaluate(stale))
+    loss, accuracy = jax.device_get(evaluate({**stale, "batch_stats": stats}))
     # Training amplifies rounding, which differs from CPU to CPU, so each bound is on a mean over
     # the networks, at least 6 standard deviations of such means away. Measured, for 12 sets of
     # seeds: 0.53 ± 0.05, 0.01 ± 0.01, 0.33 ± 0.05; for 12 perturbations of the initial weights by

@@ -17,6 +17,22 @@ import amac_jax
 from tests import warm
 
 DEMOS = ["accumulation", "clipping", "schedules"]
+FAST = {
+    "sweep": jax.jit(inspect.unwrap(compare_optimizers.sweep), static_argnames=("task", "name")),
+    "measure": jax.jit(inspect.unwrap(compare_optimizers.measure), static_argnames="task"),
+}
+
+
+@contextlib.contextmanager
+def fast_compilation():
+    """That of conftest.py: the program asks XLA for more, which takes twice as long.
+
+    The tests against NumPy compile as the program does.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in FAST.items():
+            patch.setattr(compare_optimizers, name, function)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +40,7 @@ def regression(tmp_path_factory):
     """The folder, the content of results.json, and the printed text."""
     out = tmp_path_factory.mktemp("regression") / "new" / "folder"
     arguments = ["--task=regression", "--optimizers", "sgd", "adam", "newton", "--steps=30"]
-    with contextlib.redirect_stdout(io.StringIO()) as text:
+    with fast_compilation(), contextlib.redirect_stdout(io.StringIO()) as text:
         compare_optimizers.main([*arguments, "--seeds=2", "--out", str(out)])
     return out, json.loads((out / "results.json").read_text()), text.getvalue()
 
@@ -124,7 +140,8 @@ def test_micro_batches_give_the_weights_of_the_large_batch(regression):
 @pytest.mark.parametrize("name", ["adam", "sophia"])
 def test_the_digits_are_learnt_and_chosen_on_other_images(name, capsys):
     task = TASKS["digits"]
-    row = compare_optimizers.compare(task, name, stacked("digits", 20, 2)).row
+    with fast_compilation():
+        row = compare_optimizers.compare(task, name, stacked("digits", 20, 2)).row
     assert 50 < row["accuracy"]["mean"] <= 100  # chance is 10
     assert row["loss"]["mean"] < 1.8 < np.log(10)
     best = row["rates"].index(row["best_rate"])

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import amac_jax
-from tests.helpers import SOAK
+from tests.helpers import SOAK, array
 from tests.table import (
     CASES,
     COMPANIONS,
@@ -37,7 +37,7 @@ def tree(seed: int, dtype: Any = jnp.float32) -> Any:
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
-        return jnp.asarray(rng.normal(size=shape), dtype)
+        return array(rng.normal(size=shape), dtype)
 
     return {
         "dense": {"kernel": draw(4, 3), "bias": draw(3)},
@@ -183,7 +183,7 @@ def test_vmap_over_hyperparameters_is_a_sweep(name):
     case = CASES[name]
     usual = {argument: first for argument, (first, _) in case.numeric.items()}
     rows = [usual, *({**usual, argument: two[1]} for argument, two in case.numeric.items())]
-    values = {argument: jnp.asarray([row[argument] for row in rows]) for argument in usual}
+    values = {argument: np.asarray([row[argument] for row in rows]) for argument in usual}
 
     # In 8 steps several periods of two end, and the last one of three is not over.
     params, grads = part(0), stack([part(100 + step) for step in range(8)])
@@ -325,7 +325,7 @@ def test_inject_hyperparams_switches_a_technique_without_recompiling(technique):
     update = jax.jit(chex.assert_max_traces(tx.update, n=1))
     for on in (False, True):
         for name, off in OFF[technique].items():
-            state.hyperparams[name] = jnp.asarray(arguments[name] if on else off, jnp.float32)
+            state.hyperparams[name] = array(arguments[name] if on else off, "float32")
         updates, state = update(part(1), state, params)
         params = optax.apply_updates(params, updates)
 

@@ -1,5 +1,6 @@
 """Equinox's whole modules, functions and numbers among their leaves, as parameters."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,6 @@ class Model(eqx.Module):
     """With what models hold beside weights: functions, numbers, bools, integers, None, a string."""
 
     first: eqx.nn.Linear
-    norm: eqx.nn.LayerNorm
     dropout: eqx.nn.Dropout  # its rate is a Python float, `inference` a bool
     last: eqx.nn.Linear
     activation: Callable
@@ -42,9 +42,8 @@ class Model(eqx.Module):
     def __init__(self):
         first, last = jax.random.split(jax.random.key(0))
         self.first = eqx.nn.Linear(4, 3, key=first)
-        self.norm = eqx.nn.LayerNorm(3)
         self.dropout = eqx.nn.Dropout(0.1)
-        self.last = eqx.nn.Linear(3, 1, key=last)
+        self.last = eqx.nn.Linear(3, 1, use_bias=False, key=last)
         self.activation = jnp.tanh
         self.order = jnp.array([2, 0, 1, 3])
         self.mask = np.array([True, True, False])
@@ -53,7 +52,7 @@ class Model(eqx.Module):
         self.name = "small"
 
     def __call__(self, x, key=None):
-        hidden = self.activation(self.norm(self.first(x[self.order])) / self.temperature)
+        hidden = self.activation(self.first(x[self.order]) / self.temperature)
         return self.last(self.dropout(jnp.where(self.mask, hidden, 0.0), key=key))
 
 
@@ -64,22 +63,29 @@ FORMS = {
 }
 
 
-def data() -> tuple[jax.Array, jax.Array]:
-    x = jax.random.normal(jax.random.key(1), (32, 4))
-    return x, jnp.sin(x @ jnp.arange(1.0, 5.0)[:, None] / 4)
+X = np.random.default_rng(1).normal(size=(32, 4)).astype(np.float32)
+Y = np.sin(X @ np.arange(1, 5, dtype=np.float32)[:, None] / 4)
 
 
 def loss(model: Model, key: jax.Array) -> jax.Array:
-    x, y = data()
-    return jnp.mean((jax.vmap(model)(x, jax.random.split(key, len(x))) - y) ** 2)
+    return jnp.mean((jax.vmap(model)(X, jax.random.split(key, len(X))) - Y) ** 2)
+
+
+# The programs that all optimizers share, compiled once.
+gradients_of = eqx.filter_jit(eqx.filter_grad(loss))
+initial = functools.cache(Model)
+
+
+@eqx.filter_jit
+def evaluated(model: Model) -> jax.Array:
+    return jax.vmap(eqx.nn.inference_mode(model))(X)
 
 
 def step_of(tx: Any, given: Callable) -> Callable:
-    """A step of training; `given` says what of the model the optimizer sees."""
+    """A step of the optimizer; `given` says what of the model it sees."""
 
     @eqx.filter_jit
-    def step(model, state, key):
-        gradients = eqx.filter_grad(loss)(model, key)
+    def step(model, state, gradients):
         updates, state = tx.update(gradients, state, given(model))
         return eqx.apply_updates(model, updates), state
 
@@ -88,9 +94,9 @@ def step_of(tx: Any, given: Callable) -> Callable:
 
 def run(step: Callable, state: Any) -> tuple[Model, Any]:
     """The model and the state after some steps."""
-    model = Model()
+    model = initial()
     for number in range(STEPS):
-        model, state = step(model, state, jax.random.key(number))
+        model, state = step(model, state, gradients_of(model, jax.random.key(number)))
     return model, state
 
 
@@ -101,7 +107,7 @@ def arrays(model: Model) -> Model:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_module_is_its_trained_arrays_to_the_bit(name):
-    tx, before, filtered = CASES[name].build(), Model(), FORMS["eqx.is_inexact_array"]
+    tx, before, filtered = CASES[name].build(), initial(), FORMS["eqx.is_inexact_array"]
     model, state = run(step_of(tx, filtered), tx.init(filtered(before)))
     step = step_of(tx, FORMS["the whole module"])
     for init in FORMS.values():
@@ -113,7 +119,7 @@ def test_a_whole_module_is_its_trained_arrays_to_the_bit(name):
         assert_same_bits(*map(jax.random.key_data, (whole.key, before.key)))
         assert (whole.dropout.p, whole.temperature, whole.name) == (0.1, 0.5, "small")
         assert whole.activation is jnp.tanh
-        assert jax.vmap(eqx.nn.inference_mode(whole))(data()[0]).shape == (32, 1)
+        assert evaluated(whole).shape == (32, 1)
     if not name.startswith(("average_weights", "reduce_on_plateau")):
         with pytest.raises(AssertionError):
             assert_close(model.first.weight, before.first.weight)
@@ -124,25 +130,24 @@ def test_the_average_of_a_module_is_a_module_that_can_be_called(name):
     techniques = {"average_start": 2, "average_period": 1, "sync_period": 2, "slow_step_size": 0.5}
     tx = CASES[name].build(**techniques)
     whole = FORMS["the whole module"]
-    model, state = run(step_of(tx, whole), tx.init(Model()))
+    model, state = run(step_of(tx, whole), tx.init(initial()))
     average = amac_jax.averaged_params(state, model)
     assert isinstance(average, Model)
     assert average.activation is jnp.tanh
     assert average.dropout.p == 0.1
     assert_same_bits(average.order, model.order)
-    evaluate = jax.jit(jax.vmap(eqx.nn.inference_mode(average)))
-    assert jnp.all(jnp.isfinite(evaluate(data()[0])))
+    assert np.all(np.isfinite(evaluated(average)))
     with pytest.raises(AssertionError):
         assert_close(average.first.weight, model.first.weight, 1e-4)
     # It is the average on the filtered tree, which `eqx.combine` completes.
     alone = amac_jax.averaged_params(state, eqx.filter(model, eqx.is_inexact_array))
     assert_same_bits(arrays(eqx.combine(alone, model)), arrays(average))
     slow = eqx.combine(amac_jax.slow_params(state), model)
-    assert jnp.all(jnp.isfinite(jax.vmap(eqx.nn.inference_mode(slow))(data()[0])))
+    assert np.all(np.isfinite(evaluated(slow)))
 
 
 def test_before_the_first_average_it_is_the_module():
-    model = Model()
+    model = initial()
     average = amac_jax.averaged_params(amac_jax.adam(0.1, average_start=9).init(model), model)
     assert_same_bits(arrays(average), arrays(model))
     assert average.activation is jnp.tanh
@@ -151,7 +156,7 @@ def test_before_the_first_average_it_is_the_module():
 def test_a_whole_module_is_trained():
     every = {**EVERY_TECHNIQUE, "end_ratio": 0.5, "skip_nonfinite": True, "record_metrics": True}
     tx = amac_jax.amac(0.02, 300, **every)
-    model = Model()
+    model = initial()
     state = tx.init(model)
 
     @eqx.filter_jit
@@ -170,7 +175,8 @@ def test_a_whole_module_is_trained():
 
     trained, state = steps(model, state)
     average = eqx.nn.inference_mode(amac_jax.averaged_params(state, trained))
-    before, after = (loss(m, jax.random.key(0)) for m in (eqx.nn.inference_mode(model), average))
+    loss_of, key = eqx.filter_jit(loss), jax.random.key(0)
+    before, after = (loss_of(m, key) for m in (eqx.nn.inference_mode(model), average))
     assert after < 0.3 * before
     assert_close(amac_jax.learning_rate(state), np.float32(0.01))
     assert float(amac_jax.metrics(state)["skipped_steps"]) == 0

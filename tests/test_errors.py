@@ -1,5 +1,6 @@
 """Bad arguments are refused by name, range and value, when the factory is called."""
 
+import inspect
 import re
 
 import chex
@@ -292,8 +293,11 @@ def test_hyperparameters_are_keywords(factory):
     """Two numbers in a row would be taken in another order than meant."""
     positional = NEEDED[factory].values()
     factory(*positional)
-    with pytest.raises(TypeError, match="positional argument"):
+    with pytest.raises(TypeError, match="positional argument") as error:
         factory(*positional, 0.9)
+    *_, named = str(error.value).split("; ")
+    order = [name for name in inspect.signature(factory).parameters if name in NEEDED[factory]]
+    assert named == f"{', '.join(order)} may be positional, every other argument is a keyword"
 
 
 # Which core it is.

@@ -45,7 +45,7 @@ def four_normals(point):
     ],
 )
 def test_values_by_hand(function, point, expected):
-    value = function(jnp.asarray(point))
+    value = jax.jit(function)(np.float32(point))
     assert value.shape == ()
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
 
@@ -57,14 +57,19 @@ def test_the_minimum_is_the_least_value_within_the_bounds(name):
     grid = [np.linspace(low, high, 301) for low, high in landscape.bounds]
     points = np.stack([axis.ravel() for axis in np.meshgrid(*grid)], axis=-1)
     points = points[:, 0] if points.shape[1] == 1 else points
+
+    @jax.jit
+    def values_and_slopes(points, minima):
+        slopes = jax.vmap(jax.grad(landscape.function))(minima)
+        return [jax.vmap(landscape.function)(at) for at in (points, minima)], slopes
+
     with jax.enable_x64(True):
-        values = np.asarray(jax.vmap(landscape.function)(jnp.asarray(points)))
-        assert landscape.minimum <= values.min() + 1e-6
-        for minimum in landscape.minima:
-            at = jnp.asarray(minimum, float)
-            np.testing.assert_allclose(landscape.function(at), landscape.minimum, atol=1e-6)
-            if name not in ("saddle", "tanh"):  # whose minima are on the edge
-                assert np.max(np.abs(jax.grad(landscape.function)(at))) < 1e-3
+        minima = np.array(landscape.minima, float)
+        (values, least), slopes = jax.device_get(values_and_slopes(points, minima))
+    assert landscape.minimum <= values.min() + 1e-6
+    np.testing.assert_allclose(least, landscape.minimum, atol=1e-6)
+    if name not in ("saddle", "tanh"):  # whose minima are on the edge
+        assert np.max(np.abs(slopes)) < 1e-3
     start = np.atleast_1d(landscape.start)
     assert all(low <= x <= high for x, (low, high) in zip(start, landscape.bounds, strict=True))
 
@@ -80,7 +85,7 @@ def test_every_optimizer_goes_down(name, optimizer):
         tx = factory(rate, **arguments)
         return trajectory(tx, landscape.function, jnp.asarray(landscape.start), 60).values
 
-    values = np.asarray(jax.jit(jax.vmap(end))(10.0 ** jnp.arange(-3.0, 2.0)))
+    values = np.asarray(jax.jit(jax.vmap(end))(np.float32(10.0 ** np.arange(-3, 2))))
     assert values.shape == (5, 61)
     assert np.nanmin(values[:, -1]) < values[0, 0]
 
@@ -88,24 +93,30 @@ def test_every_optimizer_goes_down(name, optimizer):
 def test_a_trajectory_is_the_loop():
     tx, fn, point = amac_jax.adam(0.1), landscapes.beale, jnp.array([1.0, 1.0])
     path = trajectory(tx, fn, point, 20)
+
+    @jax.jit
+    def step(point, state):
+        updates, state = tx.update(jax.grad(fn)(point), state, point)
+        return optax.apply_updates(point, updates), state
+
     state, points = tx.init(point), [point]
     for _ in range(20):
-        updates, state = tx.update(jax.grad(fn)(points[-1]), state, points[-1])
-        points.append(optax.apply_updates(points[-1], updates))
-    np.testing.assert_allclose(path.points, jnp.stack(points), rtol=1e-5)
-    np.testing.assert_allclose(path.values, [fn(p) for p in points], rtol=1e-4)
+        point, state = step(point, state)
+        points.append(point)
+    points = np.stack(points)
+    np.testing.assert_allclose(path.points, points, rtol=1e-5)
+    np.testing.assert_allclose(path.values, jax.jit(jax.vmap(fn))(points), rtol=1e-4)
 
 
 def test_vmap_gives_bundles_of_starts_and_of_rates():
-    starts = jnp.array([[1.5, 1.5], [0.0, 2.0], [-0.5, 0.5]])
+    starts = np.float32([[1.5, 1.5], [0.0, 2.0], [-0.5, 0.5]])
     tx, fn = amac_jax.momentum(1e-3), landscapes.rosenbrock
-    bundle = jax.vmap(lambda start: trajectory(tx, fn, start, 30))(starts)
-    for index, start in enumerate(starts):
-        np.testing.assert_allclose(
-            bundle.points[index], trajectory(tx, fn, start, 30).points, rtol=1e-5, atol=1e-6
-        )
-    rates = jnp.array([1e-3, 1e-2])
-    bundle = jax.vmap(lambda rate: trajectory(amac_jax.adam(rate), fn, starts[0], 30))(rates)
+    from_start = jax.jit(lambda start: trajectory(tx, fn, start, 30).points)
+    bundle = np.asarray(jax.vmap(from_start)(starts))
+    for points, start in zip(bundle, starts, strict=True):
+        np.testing.assert_allclose(points, from_start(start), rtol=1e-5, atol=1e-6)
+    at_rate = jax.jit(lambda rate: trajectory(amac_jax.adam(rate), fn, starts[0], 30))
+    bundle = jax.device_get(jax.vmap(at_rate)(np.float32([1e-3, 1e-2])))
     assert bundle.points.shape == (2, 31, 2)
     assert bundle.values[1, -1] < bundle.values[0, -1]
 
@@ -117,42 +128,61 @@ def test_start_may_be_a_number_or_a_tree():
         return landscapes.beale(jnp.array([point["x"], point["y"]]))
 
     path = trajectory(optax.sgd(0.01), fn, {"x": 1, "y": 1.0}, 5)
-    same = trajectory(optax.sgd(0.01), landscapes.beale, jnp.ones(2), 5)
-    np.testing.assert_allclose(path.points["y"], same.points[:, 1], rtol=1e-5)
+    same = jax.jit(lambda start: trajectory(optax.sgd(0.01), landscapes.beale, start, 5).points)
+    expected = np.asarray(same(np.ones(2, np.float32)))[:, 1]
+    np.testing.assert_allclose(path.points["y"], expected, rtol=1e-5)
 
 
 def test_gradient_noise_has_its_standard_deviation_and_its_key():
     def flat(point):
         return 0.0 * jnp.sum(point)
 
-    def steps(**arguments):
-        path = trajectory(optax.sgd(1.0), flat, jnp.zeros(100), 200, **arguments)
-        return np.diff(path.points, axis=0)
+    choices = [
+        {"gradient_noise": 0.3},
+        {"gradient_noise": 0.3, "key": 0},
+        {"gradient_noise": 0.3, "key": jax.random.key(1)},
+        {},
+    ]
 
-    noise = steps(gradient_noise=0.3)
+    @jax.jit
+    def paths(start):
+        return [trajectory(optax.sgd(1.0), flat, start, 200, **each).points for each in choices]
+
+    noise, same, other, none = np.diff(paths(np.zeros(100, np.float32)), axis=1)
     # 20,000 numbers: five standard errors of their mean and of their deviation.
     assert abs(noise.mean()) < 5 * 0.3 / 20_000**0.5
     assert abs(noise.std() - 0.3) < 5 * 0.3 / 40_000**0.5
-    np.testing.assert_array_equal(noise, steps(gradient_noise=0.3, key=0))
-    assert np.all(noise != steps(gradient_noise=0.3, key=jax.random.key(1)))
-    assert np.all(steps() == 0)
-    keys = jax.vmap(lambda key: trajectory(
-        optax.sgd(1.0), flat, jnp.zeros(2), np.int64(3), gradient_noise=1.0, key=key
-    ).points)(jnp.arange(2))  # fmt: skip
-    assert np.all(keys[0, 1:] != keys[1, 1:])
+    np.testing.assert_array_equal(noise, same)
+    assert np.all(noise != other)
+    assert np.all(none == 0)
+
+    @jax.jit
+    @jax.vmap
+    def points_with(key):
+        start, length = jnp.zeros(2), np.int64(3)
+        return trajectory(optax.sgd(1.0), flat, start, length, gradient_noise=1.0, key=key).points
+
+    points = np.asarray(points_with(np.arange(2)))
+    assert np.all(points[0, 1:] != points[1, 1:])
 
 
 def test_optimizers_get_what_they_need_of_the_objective():
     """`newton` its `value_fn`, `reduce_on_plateau` its `value`, `optax.lbfgs` all of it."""
-    path = trajectory(amac_jax.newton(), landscapes.ill_conditioned, jnp.ones(2), 1)
-    np.testing.assert_allclose(path.points[-1], 0.0, atol=1e-6)
-    path = trajectory(optax.lbfgs(), landscapes.rosenbrock, jnp.array([1.5, 1.5]), 30)
-    np.testing.assert_allclose(path.points[-1], 1.0, atol=1e-2)
+
+    def end(tx, fn, start, steps):
+        path = jax.jit(lambda start: trajectory(tx, fn, start, steps))
+        points, values = jax.device_get(path(np.float32(start)))
+        return points[-1], values[-1]
+
+    point, _ = end(amac_jax.newton(), landscapes.ill_conditioned, [1.0, 1.0], 1)
+    np.testing.assert_allclose(point, 0.0, atol=1e-6)
+    point, _ = end(optax.lbfgs(), landscapes.rosenbrock, [1.5, 1.5], 30)
+    np.testing.assert_allclose(point, 1.0, atol=1e-2)
     tx = amac_jax.sgd(1.0, plateau=amac_jax.reduce_on_plateau(0.5, patience=1))
-    path = trajectory(tx, jnp.sum, jnp.zeros(1), 1)  # one step of the whole rate
-    assert float(path.points[-1][0]) == -1.0
-    zigzag = trajectory(tx, lambda x: jnp.sum(jnp.abs(x)), jnp.array([0.5]), 20).values
-    assert zigzag[-1] < 0.01  # a constant rate of 1 would be at 0.5 for ever
+    point, _ = end(tx, jnp.sum, [0.0], 1)  # one step of the whole rate
+    assert point[0] == -1.0
+    _, zigzag = end(tx, lambda x: jnp.sum(jnp.abs(x)), [0.5], 20)
+    assert zigzag < 0.01  # a constant rate of 1 would be at 0.5 for ever
 
 
 @pytest.mark.parametrize(

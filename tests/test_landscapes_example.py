@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import landscapes as example
 import numpy as np
 import pytest
@@ -34,10 +35,14 @@ def test_only_a_saddle_may_be_left_downwards():
 def test_the_best_of_the_grid_is_the_soonest_there():
     result = example.run("ill_conditioned", "sgd", 200)
     landscape, steps = LANDSCAPES["ill_conditioned"], []
-    for rate in example.RATES:
+
+    @jax.jit
+    def values_at(rate):
         optimizer = example.OPTIMIZERS["sgd"](rate, 200)
-        values = trajectory(optimizer, landscape.function, np.array(landscape.start), 200).values
-        steps.append(example.settled_at(np.asarray(values)))
+        return trajectory(optimizer, landscape.function, np.array(landscape.start), 200).values
+
+    for rate in example.RATES:
+        steps.append(example.settled_at(np.asarray(values_at(rate))))
     reached = [step for step in steps if step is not None]
     assert result.settled == min(reached)
     assert result.rate == pytest.approx(example.RATES[steps.index(min(reached))])
@@ -46,7 +51,7 @@ def test_the_best_of_the_grid_is_the_soonest_there():
 
 
 def test_the_program_prints_the_table_and_draws(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(example.animate, "__defaults__", (6,))  # frames, in place of 60
+    monkeypatch.setattr(example.animate, "__defaults__", (2,))  # frames, in place of 60
     example.main(["--landscapes", "cosh", "rosenbrock", "--optimizers", "adam", "newton",
                   "--steps", "100", "--gif", "--out", str(tmp_path)])  # fmt: skip
     rows = {}

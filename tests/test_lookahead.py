@@ -1,6 +1,7 @@
 """`lookahead` against the paper's algorithm in NumPy, against Optax's, and in every wrapper."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from amac_jax import amac, lookahead, slow_params
 from amac_jax.optimizers import EVERY_TECHNIQUE
 from tests.helpers import assert_close, assert_same_bits, float64, normals, train
 
-LIKE = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+LIKE = {"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(3, np.float32)}
 RATE = 0.1
 
 
@@ -42,17 +43,39 @@ def sgd_with_lookahead(k: int = 3, alpha: float = 0.5) -> optax.GradientTransfor
     return optax.chain(optax.sgd(RATE), lookahead(k, alpha))
 
 
+def stacked(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+@functools.cache
+def weights_and_slow(k: int, alpha: float) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """The parameters after each step and the slow weights after the last, in one program."""
+    tx = sgd_with_lookahead(k, alpha)
+
+    def step(carry: Any, gradient: Any) -> tuple[Any, Any]:
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    @jax.jit
+    def run(params: Any, gradients: Any) -> tuple[Any, Any]:
+        (_, state), path = jax.lax.scan(step, (params, tx.init(params)), gradients)
+        return path, slow_params(state)
+
+    return run
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_equals_the_algorithm(seed, k, alpha):
     params, *gradients = normals(seed, LIKE, 14)
     expected = zhang(params, gradients, k, alpha)
-    steps = list(train(sgd_with_lookahead(k, alpha), params, gradients))
-    for (params, _), weights in zip(steps, expected, strict=True):
-        assert_close(params, weights)
+    path, slow = weights_and_slow(k, alpha)(params, stacked(gradients))
+    assert_close(path, stacked(expected))
     last = len(gradients) // k * k
-    assert_close(slow_params(steps[-1][1]), expected[last - 1])
+    assert_close(slow, expected[last - 1])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -65,7 +88,7 @@ def take_step(tx: Any, gradient: Any, state: Any, params: Any) -> tuple[Any, Any
 @pytest.mark.parametrize("inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)])
 def test_takes_the_steps_of_optax_lookahead_on_a_quadratic(inner):
     start = next(normals(0, LIKE))
-    curvature = jax.tree.map(jnp.abs, next(normals(1, LIKE)))
+    curvature = jax.tree.map(np.abs, next(normals(1, LIKE)))
     ours, theirs = optax.chain(inner, lookahead(4, 0.5)), optax.lookahead(inner, 4, 0.5)
     gradient = jax.jit(lambda params: jax.tree.map(jnp.multiply, curvature, params))
     params, pair = start, optax.LookaheadParams.init_synced(start)
@@ -102,7 +125,8 @@ CHAINS = {
 def test_at_a_synchronisation_parameters_are_the_slow_weights(chain, jit, dtype):
     exact = dtype in ("float32", "float64")
     with jax.enable_x64(dtype == "float64"):
-        like = jax.tree.map(lambda leaf: leaf.astype(dtype), LIKE)
+        # Of one shape, for which the operations without jit are compiled once.
+        like = dict.fromkeys(LIKE, np.zeros((4, 3), dtype))
         before, *gradients = normals(0, like, 22 if jit else 7)
         for t, (params, state) in enumerate(train(CHAINS[chain], before, gradients, jit=jit), 1):
             slow = slow_params(state)
@@ -112,7 +136,7 @@ def test_at_a_synchronisation_parameters_are_the_slow_weights(chain, jit, dtype)
                 assert_same_bits(params, slow)
             else:
                 assert slow["kernel"].dtype == jnp.float32
-                update = jax.tree.map(jnp.subtract, params, before)
+                update = jax.tree.map(np.subtract, *jax.device_get((params, before)))
                 assert distance_in_ulps(params, state, update) <= 1
             before = params
 
@@ -123,7 +147,7 @@ def test_10000_noisy_steps_do_not_part_them(dtype):
     tx = amac(
         0.02, 10_000, warmup_steps=10, weight_decay=None, centralize=None, noise=0.01, momentum=0.9
     )
-    target = jnp.linspace(-3.0, 3.0, 24).reshape(6, 4)
+    target = np.linspace(-3.0, 3.0, 24, dtype=np.float32).reshape(6, 4)
 
     def step(carry, key):
         params, state = carry
@@ -133,9 +157,13 @@ def test_10000_noisy_steps_do_not_part_them(dtype):
         params = optax.apply_updates(params, updates)
         return (params, state), distance_in_ulps(params, state, updates)
 
-    params = jnp.ones(target.shape, dtype)
-    keys = jax.random.split(jax.random.key(0, impl="rbg"), 10_000)
-    (params, _), distances = jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), keys))()
+    @jax.jit
+    def run(params):
+        keys = jax.random.split(jax.random.key(0, impl="rbg"), 10_000)
+        return jax.lax.scan(step, (params, tx.init(params)), keys)
+
+    (params, _), distances = run(np.ones(target.shape, dtype))
+    distances = np.asarray(distances)
     assert np.mean(np.abs(float64(params) - target)) < 0.3  # it has learned something
     between, synchronised = distances[:-1:5], distances[4::5]
     assert np.mean(between > 0) > 0.9
@@ -159,7 +187,7 @@ def test_in_a_linen_train_state():
 
 
 def test_in_an_nnx_optimizer():
-    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    model = nnx.jit(lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0)))()
     nnx.update(model, START)
     optimizer = nnx.Optimizer(model, sgd_with_lookahead(), wrt=nnx.Param)
     step = nnx.jit(lambda model, optimizer, gradient: optimizer.update(model, gradient))
@@ -187,9 +215,9 @@ def test_in_optax_masked():
 def test_in_optax_multi_steps_it_counts_optimizer_steps():
     tx = optax.MultiSteps(sgd_with_lookahead(), every_k_schedule=2).gradient_transformation()
     halves = [
-        jax.tree.map(lambda g, factor=factor: g * factor, gradient)
+        jax.tree.map(lambda g, factor=factor: np.asarray(g) * factor, gradient)
         for gradient in GRADIENTS
-        for factor in (0.5, 1.5)
+        for factor in np.float32([0.5, 1.5])
     ]
     for micro, (params, _) in enumerate(train(tx, START, halves), 1):
         assert_close(params, EXPECTED[micro // 2 - 1] if micro > 1 else START)
@@ -201,11 +229,15 @@ def test_extra_args_pass_through():
     def loss(x):
         return jnp.sum(x**2)
 
-    params = jnp.ones(2)
-    updates: Any = tx.update(
-        -params, tx.init(params), params, value=loss(params), grad=2 * params, value_fn=loss
-    )[0]
-    assert loss(params + updates) < loss(params)
+    @jax.jit
+    def losses(params):
+        updates: Any = tx.update(
+            -params, tx.init(params), params, value=loss(params), grad=2 * params, value_fn=loss
+        )[0]
+        return loss(params + updates), loss(params)
+
+    after, before = losses(np.ones(2, np.float32))
+    assert float(after) < float(before)
 
 
 def test_the_synchronisation_is_compiled_to_a_branch():

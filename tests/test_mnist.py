@@ -1,5 +1,6 @@
 """The main job, `examples/mnist.py`, on scikit-learn's small digits."""
 
+import functools
 import gzip
 import json
 import os
@@ -28,6 +29,14 @@ def without_pictures(request, monkeypatch):
     """A picture takes longer than a run."""
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr(mnist.Report, "draw", lambda report: None)
+
+
+digits = functools.cache(image_data.load_digits_split)
+
+
+@pytest.fixture(autouse=True)
+def digits_read_once(monkeypatch):
+    monkeypatch.setattr(image_data, "load_digits_split", digits)
 
 
 def run(out: Path, *arguments: str) -> dict:
@@ -69,7 +78,7 @@ def test_a_pipe_gets_each_epochs_line_at_once_and_no_bar(tmp_path, capsys, monke
     monkeypatch.setattr(mnist.Report, "add", add_and_look)
     with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", pipe)  # which keeps 8 KiB before it writes them
-        run(tmp_path, "--epochs", "3")
+        run(tmp_path, "--optimizer", "sgd", "--epochs", "3")
     seen.append(os.read(read, 10_000).decode())
     os.close(read)
     assert [re.findall(r"^epoch (\d)/3", text, re.MULTILINE) for text in seen] == [
@@ -116,25 +125,22 @@ def test_augmentation_changes_what_is_trained_on_and_not_what_is_tested(tmp_path
 def test_the_last_batch_is_not_filled_up_with_images():
     images = np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8)
     # 5 images in batches of 4: two steps, and all 5 labels wrong or right, never more.
-    model = mnist.MLP()
-    params = model.init(mnist.jax.random.key(0), mnist.as_input(images[:1]))["params"]
-    state = mnist.TrainState.create(
-        apply_fn=model.apply,
-        params=params,
-        batch_stats={},
-        tx=mnist.amac_jax.sgd(0.0, record_metrics=True),
-    )
-    guesses = np.argmax(model.apply({"params": params}, mnist.as_input(images)), -1)
-    train_epoch = mnist.jax.jit(mnist.train_epoch, static_argnames="batch_size")
-    _, _, accuracy, metrics = train_epoch(
-        state, images, guesses, mnist.jax.random.key(1), batch_size=4
-    )
+    model, tx = mnist.MLP(), mnist.amac_jax.sgd(0.0, record_metrics=True)
+
+    @mnist.jax.jit
+    def trained(key):
+        state = mnist.initial_state(model, tx, key, images)
+        logits = model.apply({"params": state.params}, mnist.as_input(images))
+        guesses = mnist.jnp.argmax(logits, -1)
+        return mnist.train_epoch(state, mnist.jnp.asarray(images), guesses, key, batch_size=4)
+
+    _, _, accuracy, metrics = trained(mnist.jax.random.key(0))
     assert float(accuracy) == 100.0
     assert metrics["grad_norm"].shape == (2,)
 
 
 def test_held_out_images_are_tested_on_and_not_trained_on(tmp_path):
-    report = run(tmp_path, "--epochs", "1", "--held-out", "437")
+    report = run(tmp_path, "--optimizer", "sgd", "--epochs", "1", "--held-out", "437")
     assert report["dataset"] == {"name": "digits", "train": 1000, "test": 437}
 
 
@@ -212,7 +218,7 @@ def test_without_checkpoints_orbax_is_not_imported():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(mnist.__file__).parent)
 
 
-def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys, pictures):
+def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys, monkeypatch, pictures):
     folder = tmp_path / "checkpoints"
 
     def again(*arguments):
@@ -220,7 +226,9 @@ def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys, pictur
             tmp_path, "--optimizer=adam", f"--checkpoint-dir={folder}", "--keep=2", *arguments
         )
 
-    report = again("--epochs=3", "--resume")
+    with monkeypatch.context() as patch:
+        patch.setattr(mnist.Report, "draw", lambda report: None)
+        report = again("--epochs=3", "--resume")
     assert "no checkpoint yet; starting anew" in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
     for arguments, message in (
@@ -238,7 +246,6 @@ def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys, pictur
         assert "\n" not in text
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
     (tmp_path / "metrics.json").unlink()
-    (tmp_path / "training.png").unlink()
     assert again("--epochs=3", "--resume") == report
     assert (tmp_path / "training.png").exists()
     assert "the run is complete" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """`reduce_on_plateau` against the rule in plain Python and against Optax's own."""
 
+import functools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ import amac_jax
 from amac_jax import reduce_on_plateau
 from tests.helpers import assert_close, assert_same_bits, normals
 
-LIKE = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+LIKE = {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float32)}
 NUMBERS = {
     "factor": 0.5,
     "patience": 3,
@@ -69,6 +70,13 @@ def scales(tx: optax.GradientTransformationExtraArgs, values: Any) -> Any:
     return jax.lax.scan(step, tx.init(jnp.array(1.0)), jnp.asarray(values, jnp.float32))[1]
 
 
+@functools.cache
+def scales_of_many(**numbers: Any) -> Any:
+    """Compiled once, for the runs of every seed."""
+    tx = reduce_on_plateau(**numbers)
+    return jax.jit(jax.vmap(lambda values: scales(tx, values)))
+
+
 def metric(seed: int, steps: int = 200) -> np.ndarray:
     """A noisy fall that flattens, from above zero to below it."""
     noise = np.random.default_rng(seed).normal(size=steps)
@@ -91,8 +99,7 @@ def metric(seed: int, steps: int = 200) -> np.ndarray:
 )
 def test_equals_the_rule(seed, mode, numbers):
     runs = np.stack([metric(seed), metric(seed) - 5, -metric(seed)])
-    tx = reduce_on_plateau(mode=mode, **numbers)
-    found = jax.vmap(lambda values: scales(tx, values))(runs)
+    found = scales_of_many(mode=mode, **numbers)(runs)
     expected = [rule(values, mode=mode, **numbers) for values in runs]
     assert np.all(np.min(expected, axis=1) < 1)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -126,17 +133,24 @@ def test_by_hand(numbers, values, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@functools.cache
+def scales_of_optax(**numbers: Any) -> Any:
+    tx = optax.contrib.reduce_on_plateau(**numbers)
+    return jax.jit(jax.vmap(lambda values: scales(tx, values)))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_on_positive_losses_it_is_optax_on_negative_ones_it_is_right(seed):
     numbers = {**NUMBERS, "rtol": 0.05, "accumulation_size": 1}
-    ours, theirs = reduce_on_plateau(**numbers), optax.contrib.reduce_on_plateau(**numbers)
-    losses = metric(seed) + 2
-    stagnant = np.full(20, -5.0)
+    losses, stagnant = metric(seed) + 2, np.full(200, -5.0, np.float32)
+    runs = np.stack([losses, stagnant])
+    ours, ours_stagnant = np.asarray(scales_of_many(**numbers)(runs))
     with jax.numpy_dtype_promotion("standard"):
-        np.testing.assert_allclose(scales(ours, losses), scales(theirs, losses), rtol=1e-6)
-        assert float(scales(theirs, stagnant)[-1]) == 1.0
-    np.testing.assert_allclose(scales(ours, stagnant), rule(stagnant, **numbers), rtol=1e-6)
-    assert float(scales(ours, stagnant)[-1]) < 1.0
+        theirs, theirs_stagnant = np.asarray(scales_of_optax(**numbers)(runs))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert theirs_stagnant[-1] == 1.0
+    np.testing.assert_allclose(ours_stagnant, rule(stagnant, **numbers), rtol=1e-6)
+    assert ours_stagnant[-1] < 1.0
 
 
 def run(numbers: dict[str, Any], values: Any, updates: Any) -> Any:
@@ -168,18 +182,25 @@ def test_loop_jit_scan_and_vmap_are_the_same():
     scanned = run(NUMBERS, values[0], updates)
     assert_close(scanned[0], state)
     together = jax.vmap(lambda values: run(NUMBERS, values, updates))(jnp.asarray(values))
-    assert_close(jax.tree.map(lambda leaf: leaf[0], together), scanned)
+    assert_close(jax.tree.map(lambda leaf: np.asarray(leaf)[0], together), scanned)
 
 
 @pytest.mark.parametrize("argument", NUMBERS)
 def test_every_number_may_be_swept_or_a_schedule(argument):
-    values, updates = jnp.asarray(metric(2)), jnp.ones(())
+    values, updates = jnp.asarray(metric(2)), jnp.asarray(np.float32(1))
     base = {**NUMBERS, "factor": 0.3}
     two = np.array([base[argument], {"rtol": 0.5, "atol": 0.5, "cooldown": 9}.get(argument, 1.0)])
-    swept = jax.vmap(lambda number: run({**base, argument: number}, values, updates)[1])(two)
+
+    def with_number(number):
+        return run({**base, argument: number}, values, updates)[1]
+
+    @jax.jit
+    def with_schedule(number):
+        return with_number(lambda count: number)
+
+    swept = np.asarray(jax.jit(jax.vmap(with_number))(two))
     for number, row in zip(two, swept, strict=True):
-        alone = run({**base, argument: lambda count, number=number: number}, values, updates)[1]
-        np.testing.assert_allclose(row, alone, rtol=1e-6)
+        np.testing.assert_allclose(row, with_schedule(number), rtol=1e-6)
     assert not np.array_equal(*swept)
 
 
@@ -215,10 +236,10 @@ def test_low_precision_is_scaled_in_float32():
 
 def test_float64_updates_stay_float64_and_the_state_keeps_its_dtypes():
     with jax.enable_x64(True):
-        updates = jnp.array([1.0, 2.0], jnp.float64)
+        updates = np.array([1.0, 2.0])
         tx = reduce_on_plateau(**NUMBERS)
-        state = tx.init(updates)
-        found, later = tx.update(updates, state, value=jnp.array(1.0, jnp.float64))
+        state = jax.jit(tx.init)(updates)
+        found, later = jax.jit(tx.update)(updates, state, value=np.float64(1))
         assert_same_bits(found, updates)
         assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, later)
 
@@ -289,10 +310,10 @@ def test_in_the_pipeline_it_scales_the_decay_too_and_lookahead_sees_it():
         average_start=1,
         record_metrics=True,
     )
-    params = jnp.array([2.0])
+    params, update = jnp.array([2.0]), jax.jit(tx.update)
     state, scale, expected, weights = tx.init(params), 1.0, 2.0, []
     for loss in (3.0, 3.0, 2.0, 2.0):
-        updates, state = tx.update(jnp.array([1.0]), state, params, value=loss)
+        updates, state = update(jnp.array([1.0]), state, params, value=loss)
         params = optax.apply_updates(params, updates)
         scale = scale * (0.5 if len(weights) in (1, 3) else 1.0)
         expected = expected - scale * 0.1 * (1.0 + 0.5 * expected)

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import amac_jax
-from tests.helpers import SOAK, assert_same_bits, mixed_tree
+from tests.helpers import SOAK, array, assert_same_bits, mixed_tree
 from tests.table import CASES, ONE_OF_EACH_FACTORY, jitted_step
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -33,7 +33,7 @@ def form(tree: Any) -> Any:
 
 
 def wide(seed: int) -> Any:
-    return jax.tree.map(lambda leaf: jnp.asarray(np.float32(leaf)), mixed_tree(seed))
+    return jax.tree.map(lambda leaf: array(leaf, "float32"), mixed_tree(seed))
 
 
 # Mixed precisions, and counters at their end.
@@ -256,7 +256,7 @@ def filled(tree: Any, seed: int) -> Any:
 
     def fill(leaf):
         shape, dtype = leaf
-        return jnp.asarray(np.asarray(3 * rng.normal(size=shape)).astype(np.int8), dtype)
+        return array(np.asarray(3 * rng.normal(size=shape)).astype(np.int8), dtype)
 
     return jax.tree.map(fill, tree, is_leaf=is_leaf)
 
