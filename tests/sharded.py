@@ -168,7 +168,7 @@ def step_of(tx: optax.GradientTransformation) -> Callable[..., Any]:
 @functools.cache
 def on_one_device(name: str, axes: tuple[str, ...] = (), layout: str | None = None) -> Any:
     """Parameters and state after the last step; with axes, on an explicit mesh of one device."""
-    tx, put = CASES[name].build(), jax.device_put
+    tx, put = CASES[name].build(), functools.partial(jax.tree.map, jnp.asarray)
     mesh = jax.make_mesh(
         (1,) * len(axes),
         axes,

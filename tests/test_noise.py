@@ -8,7 +8,6 @@ import functools
 import math
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from flax import serialization
 import amac_jax
 from amac_jax import inject_noise, noise_anneal
 from amac_jax._core.random import counter, normal, unrolls_threefry
+from tests import warm
 from tests.helpers import SOAK, assert_same_bits
 
 Z = 4.9  # a normal variable is farther from its mean, in standard deviations, 1 time in 10^6
@@ -337,14 +337,15 @@ for scale in (1.0, 0.1):
 """
 
 
-def test_eight_devices_make_the_noise_of_one_and_send_nothing():
+def test_eight_devices_make_the_noise_of_one_and_send_nothing(tmp_path):
     settings = {
         "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path(amac_jax.__file__).parents[1]),
     }
-    command = [sys.executable, "-c", SHARDED]
-    ran = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    program = tmp_path / "sharded.py"
+    program.write_text(SHARDED)
+    ran = warm.run([sys.executable, program], os.environ | settings)
     assert ran.returncode == 0, ran.stderr
 
 

@@ -15,7 +15,7 @@ from tests.resume import HALF, WHOLE, advance, begin, slug
 from tests.table import CASES
 
 ROOT = Path(__file__).parents[1]
-GROUPS = [list(CASES)[first::4] for first in range(4)]
+GROUPS = [list(CASES)[first::2] for first in range(2)]
 
 
 @pytest.mark.parametrize("names", GROUPS, ids=[f"{len(names)} cases" for names in GROUPS])

@@ -287,10 +287,15 @@ FILES = {
             "test_explicit_dtype": "no table: Optax's accumulator_dtype and mu_dtype, for which we "
             "have state_dtype (tests/test_low_precision.py)",
         },
-        # The Rosenbrock function is the harder target, float16 the harder dtype; the contract has
-        # inject_hyperparams too, and the classics' equations are followed for 100 steps.
-        soak=r"parabola|_inject_|test_state_shape.*(?<!-float16)]|test_(gradient|preserve).*-float32"
-        rf"|test_(gradient|optimization)\w*\[({OPTAX_CORES})",
+        # The Rosenbrock function is the harder target. Complex parameters turn with their phase in
+        # test_trees.py, the classics' equations are followed in test_classic.py, and the contract
+        # has the rest.
+        soak="|".join(
+            (
+                rf"parabola|complex64|test_optimization\w*\[({OPTAX_CORES})",
+                r"test_(gradient|preserve|state_shape|\w+extra_args|\w+_inject_)",
+            )
+        ),
     ),
     "_common_test": Shipped(
         "optax.contrib._common_test",
@@ -314,7 +319,7 @@ FILES = {
                 r"test_optimizers\d+\[\w+-rosenbrock",
                 r"mechanize-matrix_parabola",
                 r"test_(gradient|preserve|\w+extra_args|\w+_inject_)\w*\[\w+(-bfloat16|-float32)?]",
-                r"type_annotated",
+                r"type_annotated|extra_args\w*\[\w+-mechanize",
             )
         ),
     ),
