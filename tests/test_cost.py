@@ -1,4 +1,4 @@
-"""What the compiled step of a 20-leaf model moves, runs and keeps: gates that no clock can blur.
+"""What the compiled step of a 10-leaf model moves, runs and keeps: gates that no clock can blur.
 
 The program is XLA's for CPU; nothing is timed. For times see `benchmarks/step_time.py`.
 """
@@ -25,7 +25,7 @@ from benchmarks.step_time import (
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="gates on XLA's CPU program")
 
-PARAMS = jax.eval_shape(functools.partial(parameters, 10**7, 20))
+PARAMS = jax.eval_shape(functools.partial(parameters, 10**7, 10))
 SIZE = count_of(PARAMS)
 KERNELS = [leaf for leaf in jax.tree.leaves(PARAMS) if len(leaf.shape) == 2]
 # Centralization's means, one a unit: written once and read by both moments.

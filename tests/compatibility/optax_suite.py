@@ -311,12 +311,13 @@ FILES = {
             "test_optimizers_accept_learning_rate_schedule_if_type_annotated_as_such": ALL,
         },
         resolver="_get_opt_factory",
-        # What alias_test has too, but for the wrappers; every rate is a schedule in our tests.
+        # What alias_test or test_classic.py has too, but for the wrappers; in our tests every rate
+        # may be a schedule.
         soak="|".join(
             (
                 r"test_state_shape",
                 r"test_optimizers\d+\[(\w+-)?(mechanize-)?parabola",
-                r"test_optimizers\d+\[\w+-rosenbrock",
+                r"test_optimizers\d+\[\w+-(rosenbrock|m\w+)-float32]",
                 r"mechanize-matrix_parabola",
                 r"test_(gradient|preserve|\w+extra_args|\w+_inject_)\w*\[\w+(-bfloat16|-float32)?]",
                 r"type_annotated|extra_args\w*\[\w+-mechanize",
