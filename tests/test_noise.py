@@ -372,6 +372,16 @@ def test_a_restart_continues_the_noise(restart, key, tmp_path):
     assert_same_bits(update(ZEROS, restored), update(ZEROS, state))
 
 
+def test_fast_is_what_was_recorded():
+    """The second update from key 0: a run that is resumed by a later version goes on with it."""
+    tx, zeros = inject_noise(1.0, key=0), {"a": np.zeros((2, 3), "f4"), "b": np.zeros(2, "f4")}
+    _, state = tx.update(zeros, tx.init(zeros))
+    noise, _ = tx.update(zeros, state)
+    recorded = [[-0.7703725, -0.43720597, -1.2859885], [1.0291497, 0.1007183, -0.56743014]]
+    np.testing.assert_allclose(noise["a"], recorded, rtol=1e-6)
+    np.testing.assert_allclose(noise["b"], [0.0849829, 0.38911876], rtol=1e-6)
+
+
 # Samplers, keys and scales.
 
 

@@ -299,6 +299,17 @@ def test_update_without_a_value_says_how_to_hand_it_over():
             chain.update(LIKE, chain.init(LIKE), LIKE)
 
 
+@pytest.mark.parametrize("of", [reduce_on_plateau, optax.contrib.reduce_on_plateau])
+def test_its_scale_is_recorded_whosever_it_is(of):
+    tx = amac_jax.sgd(0.1, plateau=of(factor=0.5, patience=1), record_metrics=True)
+    state, update = tx.init(LIKE), jax.jit(tx.update)
+    scales = []
+    for loss in (3.0, 3.0, 2.0, 2.0):
+        _, state = update(LIKE, state, LIKE, value=loss)
+        scales.append(float(amac_jax.metrics(state)["plateau_scale"]))
+    assert scales == [1.0, 0.5, 0.5, 0.25]
+
+
 def test_in_the_pipeline_it_scales_the_decay_too_and_lookahead_sees_it():
     """Like a smaller learning rate: theta + u is what is averaged, u what has been scaled."""
     plateau = reduce_on_plateau(0.5, patience=1)

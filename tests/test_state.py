@@ -287,6 +287,13 @@ def test_the_groups_of_a_partition_are_joined():
         assert learning_rate(state.inner_states[group]) > 0
 
 
+@pytest.mark.parametrize("params", [{"kernel": START["kernel"]}, START["kernel"], [START]])
+def test_params_of_another_structure_are_refused(params):
+    message = "params must be the tree that the optimizer was given at init"
+    with pytest.raises(ValueError, match=message):
+        averaged_params(STATE, params)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_with_params_it_is_they_before_the_first_average_and_has_their_dtypes(dtype):
     start, *gradients = jax.tree.map(
