@@ -1,5 +1,7 @@
 """What the automatic values of `amac` stand for, and what it puts around its core."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -12,7 +14,7 @@ RATE, TOTAL = 0.1, 20
 PARAMS = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
 
 
-def ends(tx: optax.GradientTransformation, steps: int = TOTAL) -> list[object]:
+def ends(tx: optax.GradientTransformation, steps: int = TOTAL) -> list[tuple[Any, Any]]:
     """Parameters and state after every step of a run."""
     return [*train(tx, PARAMS, normals(0, PARAMS, steps))]
 

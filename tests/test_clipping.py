@@ -184,3 +184,10 @@ def test_optax_agrees_on_dense_layers_only(seed):
     assert_close(ours["conv"], theirs["conv"])
     for layer, leaf in (("out", "kernel"), ("query", "bias"), ("embed", "embedding")):
         assert not np.allclose(ours[layer][leaf], theirs[layer][leaf], rtol=1e-3)
+
+
+def test_without_a_limit_an_infinite_norm_passes():
+    """Off is off: inf / inf would make NaN of all of it."""
+    gradient = {"w": jnp.array([jnp.inf, 1.0, -0.0])}
+    tx = clip_by_global_norm(jnp.inf)
+    assert_same_bits(tx.update(gradient, tx.init(gradient))[0], gradient)

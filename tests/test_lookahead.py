@@ -217,7 +217,7 @@ def test_in_optax_multi_steps_it_counts_optimizer_steps():
     halves = [
         jax.tree.map(lambda g, factor=factor: np.asarray(g) * factor, gradient)
         for gradient in GRADIENTS
-        for factor in np.float32([0.5, 1.5])
+        for factor in np.array([0.5, 1.5], np.float32)
     ]
     for micro, (params, _) in enumerate(train(tx, START, halves), 1):
         assert_close(params, EXPECTED[micro // 2 - 1] if micro > 1 else START)

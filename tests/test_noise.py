@@ -91,7 +91,7 @@ def test_hashes_spread_over_all_words_have_the_documented_moments():
 def test_all_hashes_in_a_leaf_differ(stride):
     """Of 2^20 random words 128 would have a twin; certain, so no error probability."""
     index = np.arange(2**20, dtype=np.uint32) * np.uint32(stride)
-    hashes = np.asarray(hashed(index, *np.uint32([7, 9])))
+    hashes = np.asarray(hashed(index, *np.array([7, 9], np.uint32)))
     assert np.all(np.diff(np.sort(hashes)) != 0)
 
 
@@ -203,7 +203,7 @@ def p_values(a, b):
 
 def keyed(first, second):
     index = np.arange(SOME, dtype=np.uint32)
-    return near_normal(hashed(index, *np.uint32([first, second])))
+    return near_normal(hashed(index, *np.array([first, second], np.uint32)))
 
 
 def pair(kind, distance, key):

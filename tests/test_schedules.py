@@ -727,3 +727,20 @@ def test_value_at_is_at_least_32_bits():
 
 def test_counts_stop_at_the_largest_int32():
     assert int(next_count(jnp.int32(MANY))) == int(next_count(jnp.int32(MANY + 1))) == 2**31 - 1
+
+
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_a_shape_that_is_scheduled_is_its_value_at_the_count(count):
+    """The power and the scale, which a run changes more seldom than its rates."""
+
+    def shape(count):
+        return 0.5 + 0.1 * count
+
+    for schedule in (
+        lambda value: inverse_power_decay(1.0, power=0.5, scale=value),
+        lambda value: inverse_power_decay(1.0, power=value, scale=0.5),
+        lambda value: polynomial_decay(1.0, 20, power=value),
+    ):
+        fixed = schedule(shape(count))(count)
+        np.testing.assert_allclose(schedule(shape)(count), fixed, rtol=1e-6)
+        assert abs(float(schedule(shape(0))(count)) - float(fixed)) > 1e-3
