@@ -42,7 +42,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # What waits for other processes begins first, and is not what all wait for at the end.
 FIRST = ["test_checkpoints", "test_sharding", "test_distributed_mnist", "test_optax_suite"]
-# What tests of one case of the table share is compiled once, and what those of a real module do.
+# The tests of one case of the table run in one process, which compiles its step once; the tests of
+# one real module do too.
 BY_CASE = {"test_contract", "test_bad_steps", "test_trees"}
 BY_PARAMETER = {"test_kernels"}
 
