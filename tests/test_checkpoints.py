@@ -336,7 +336,7 @@ def assert_equal_to_the_bit(one: Lives, other: Lives):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, environment):
     """A run from its start to its end, and the seconds that an epoch takes, with its save."""
-    epochs = 600 if SOAK else 24
+    epochs = 600 if SOAK else 20
     lives = Lives(tmp_path_factory.mktemp("undisturbed"), epochs)
     process = warm.Process(command(lives.folder, epochs=epochs), environment)
     until_an_epoch(process)
@@ -352,7 +352,7 @@ def test_a_run_interrupted_and_killed_at_random_moments_ends_as_if_it_had_not_be
     tmp_path, environment, undisturbed
 ):
     expected, an_epoch = undisturbed
-    kills, seed = (200, 1) if SOAK else (10, 0)
+    kills, seed = (200, 1) if SOAK else (6, 0)
     rng = random.Random(seed)
     lives = Lives(tmp_path, expected.epochs)
     arguments = interrupted_twice(lives, environment)

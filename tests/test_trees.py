@@ -95,11 +95,11 @@ def test_integers_bools_and_keys_are_left_alone(name):
         "mask": jnp.array([True, False]),
         "key": jax.random.key(5),
     }
-    floats = {"dense": wide(0)["dense"]}
+    floats = {"weights": wide(0)["dense"]["kernel"]}  # after the others, in the order of leaves
     both = {**others, **floats}
 
     def loss(params):
-        return jnp.sum(params["dense"]["kernel"] ** 4) + jnp.sum(params["dense"]["bias"] ** 2)
+        return jnp.sum(params["weights"] ** 4)
 
     tx = optax.with_extra_args_support(CASES[name].build())
 
