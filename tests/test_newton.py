@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,11 @@ from amac_jax.tools.landscapes import cosh, saddle, trajectory
 
 
 def quadratic(hessian):
-    return lambda x: 0.5 * x @ hessian @ x
+    def value(x):
+        with jax.default_matmul_precision("highest"):  # a GPU's products are of 11 bits without it
+            return 0.5 * x @ hessian @ x
+
+    return value
 
 
 def symmetric(seed: int, eigenvalues: np.ndarray) -> np.ndarray:
@@ -56,6 +61,21 @@ def test_of_a_positive_definite_hessian_it_is_the_inverse(matrix_free, saddle_fr
     np.testing.assert_allclose(
         direction(POSITIVE, GRADIENT, **arguments), expected, rtol=1e-5, atol=1e-6
     )
+
+
+@matrix_free
+@pytest.mark.parametrize("saddle_free", [False, True])
+def test_no_product_of_its_own_is_rounded(matrix_free, saddle_free):
+    """A GPU multiplies 11 bits of float32, where nothing else is asked for."""
+    tx, params = scale_by_newton(saddle_free=saddle_free, matrix_free=matrix_free), jnp.ones(8)
+
+    def update(gradient):  # for an objective without a product of matrices
+        return tx.update(gradient, tx.init(params), params, value_fn=lambda x: jnp.sum(x**4))[0]
+
+    program = str(jax.make_jaxpr(update)(params))
+    products = re.findall(r"dot_general\[.*?\n *\]", program, re.DOTALL)
+    assert len(products) >= 2
+    assert all("precision=(Precision.HIGHEST, Precision.HIGHEST)" in each for each in products)
 
 
 @matrix_free
@@ -369,7 +389,8 @@ def test_nnx_optimizers_pass_the_objective_on():
     graphdef, _ = nnx.split(model, nnx.Param)
 
     def loss(model):
-        return jnp.mean((model(x) - y) ** 2)
+        with jax.default_matmul_precision("highest"):
+            return jnp.mean((model(x) - y) ** 2)
 
     @nnx.jit
     def loss_after_a_step(model, optimizer):

@@ -22,6 +22,8 @@ from amac_jax.techniques import Techniques
 
 DENSE_LIMIT = 512  # parameters; beyond it the Hessian is only multiplied with vectors
 KRYLOV_SIZE = 32  # vectors of the matrix-free step: the default; an array may only lower it
+# Of float32 a GPU multiplies 11 bits by default, and a TPU 8: too few to invert a Hessian.
+EXACT = jax.lax.Precision.HIGHEST
 
 
 @takes_techniques()
@@ -69,6 +71,11 @@ def newton(
       Steps must be cheap: each costs as much as n gradients of n parameters, or as
       2 `max_iterations` gradients. Far from a minimum the full step may overshoot: damp it, lower
       the learning rate, or use `optax.lbfgs`, which searches along the line.
+
+    On a GPU or a TPU:
+      By default their matrix products keep 11 or 8 bits of float32, and a singular Hessian of such
+      products is not singular. `with jax.default_matmul_precision("highest"):` around the products
+      in `value_fn` keeps all bits. The products of the Newton step itself do so anyway.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -203,8 +210,12 @@ def _dense(objective: Objective, params: Tree, gradient: Tree, inverse: Callable
     hessian = jax.hessian(lambda flat: objective(unravel(flat)))(flat_params)
     eigenvalues, vectors = jnp.linalg.eigh(hessian)
     flat_gradient, unravel_gradient = _vector(gradient)
-    along = inverse(eigenvalues, flat_params.size) * (vectors.T @ flat_gradient)
-    return jax.tree.map(_sharded_as, unravel_gradient(_whole(vectors @ along)), gradient)
+    along = inverse(eigenvalues, flat_params.size) * _times(vectors.T, flat_gradient)
+    return jax.tree.map(_sharded_as, unravel_gradient(_whole(_times(vectors, along))), gradient)
+
+
+def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    return jnp.matmul(matrix, vector, precision=EXACT)
 
 
 def _vector(tree: Tree) -> tuple[jax.Array, Callable[[jax.Array], Tree]]:
@@ -251,7 +262,8 @@ def _lanczos(times: Callable[[Tree], Tree], b: Tree, iterations: jax.Array, size
     def along(basis, vector):  # (size,)
         def product(q, v):  # on every device: with explicit sharding this must be stated
             everywhere = NamedSharding(jax.typeof(v).sharding.mesh, PartitionSpec(None))
-            return jnp.tensordot(q, v.astype(q.dtype), axes=v.ndim, out_sharding=everywhere)
+            v = v.astype(q.dtype)
+            return jnp.tensordot(q, v, v.ndim, precision=EXACT, out_sharding=everywhere)
 
         products = jax.tree.map(product, basis, vector)
         return sum((p.astype(dtype) for p in jax.tree.leaves(products)), jnp.zeros(size, dtype))
@@ -297,7 +309,7 @@ def _projected(inverse: Callable[[jax.Array, int], jax.Array]) -> Callable[[_Kry
         # Column i was computed with the basis up to i: the upper half of a symmetric matrix.
         upper = jnp.triu(space.projection[:-1])
         eigenvalues, vectors = jnp.linalg.eigh(upper + jnp.triu(upper, 1).T)
-        return vectors @ (inverse(eigenvalues, len(eigenvalues)) * vectors[0])
+        return _times(vectors, inverse(eigenvalues, len(eigenvalues)) * vectors[0])
 
     return solve
 
@@ -308,7 +320,10 @@ def _with_row(rows: jax.Array, i: jax.Array, row: jax.Array) -> jax.Array:
 
 
 def _combine(basis: Tree, coefficients: jax.Array) -> Tree:
-    return jax.tree.map(lambda q: jnp.tensordot(coefficients.astype(q.dtype), q, 1), basis)
+    def combined(q):
+        return jnp.tensordot(coefficients.astype(q.dtype), q, 1, precision=EXACT)
+
+    return jax.tree.map(combined, basis)
 
 
 def _scaled(tree: Tree, scale: jax.Array) -> Tree:
