@@ -1,6 +1,7 @@
 """Each classic optimizer against its equation in NumPy, and against Optax's own."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -367,7 +368,7 @@ def test_it_is_its_equation_for_100_steps(name, dtype, tolerance, seed):
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.theirs])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"] if SOAK else ["float64"])
 def test_it_is_optaxs_for_100_steps(name, dtype):
     make = ROWS[name].theirs
     assert make is not None
@@ -547,3 +548,12 @@ def test_sophias_signs_are_not_those_of_the_noise():
 
     hessian, xi = map(np.asarray, draws(zeros))
     assert abs(np.corrcoef(np.sign(hessian), xi)[0, 1]) < 6 / 2000**0.5
+
+
+@pytest.mark.parametrize("name", ["adabelief", "newton", "radam", "sophia"])
+def test_a_core_has_the_defaults_of_its_optimizer(name):
+    optimizer = inspect.signature(getattr(amac_jax, name)).parameters
+    core = inspect.signature(getattr(amac_jax, f"scale_by_{name}")).parameters
+    assert core
+    for argument, parameter in core.items():
+        assert parameter.default == optimizer[argument].default

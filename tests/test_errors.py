@@ -363,6 +363,15 @@ def test_a_pattern_that_fits_no_stack_is_refused_at_init():
         with pytest.raises(ValueError, match=message):
             amac_jax.adam(0.1, **techniques, fan_in_axes=stacks).init(params)
         amac_jax.adam(0.1, **techniques, fan_in_axes=amac_jax.stacked("layers")).init(params)
+    with pytest.raises(ValueError, match=message):
+        amac_jax.clip_by_unit_norm(0.1, fan_in_axes=stacks).init(params)
+
+
+def test_the_state_of_fewer_techniques_is_refused():
+    params = {"kernel": jnp.ones((2, 2))}
+    state = amac_jax.adam(0.1).init(params)
+    with pytest.raises(ValueError, match="shorter"):
+        amac_jax.adam(0.1, sync_period=2).update(params, state, params)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,6 +13,7 @@ from flax.training.train_state import TrainState
 
 import amac_jax
 from amac_jax.optimizers import EVERY_TECHNIQUE
+from tests.helpers import SOAK
 
 STEPS = 160
 RATE = 0.08  # large, because the default decay of `amac` is 3 / (rate x steps)
@@ -140,7 +141,7 @@ def plain(tx, params, apply):
 
 
 @pytest.mark.parametrize("framework", [linen, nnx_module, equinox, haiku, plain_dict])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", OPTIMIZERS if SOAK else [n for n in OPTIMIZERS if n != "adamw"])
 def test_only_the_optimizer_changes(framework, name):
     losses, state = framework(OPTIMIZERS[name]())
     assert losses[-1] < 0.3 * losses[0]

@@ -518,3 +518,9 @@ def test_training_goes_on_from_a_checkpoint_as_if_there_were_none(restore, tmp_p
         assert_same_bits(again, updates)
         params = optax.apply_updates(params, updates)
     assert_same_bits(restored, state)
+
+
+def test_metrics_of_an_empty_tree_are_arrays():
+    tx = amac_jax.adam(0.1, clip_value=1.0, record_metrics=True)
+    _, state = tx.update({}, tx.init({}), {})
+    assert all(isinstance(metric, jax.Array) for metric in metrics(state).values())
