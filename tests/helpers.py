@@ -71,7 +71,7 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         a, e = np.asarray(a), np.asarray(e)
         assert (a.dtype, a.shape) == (e.dtype, e.shape)
-        if jnp.issubdtype(a.dtype, jnp.floating):
+        if jnp.issubdtype(a.dtype, jnp.inexact):
             a, e = (np.where(np.isnan(x), np.full_like(x, np.nan), x) for x in (a, e))
         assert a.tobytes() == e.tobytes()
 

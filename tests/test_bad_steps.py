@@ -181,13 +181,13 @@ def test_inject_hyperparams_with_bfloat16_parameters_is_the_plain_one(name):
     injected = inject(**case.arguments())
     ends = []
     for tx, step in (plain(name), (injected, stepper(injected))):
-        params, *gradients = (
+        params, *updates = (
             {"kernel": array(np.random.default_rng(seed).normal(size=(8, 8)), "bfloat16")}
             for seed in range(4)
         )
         run = params, tx.init(params)
-        for gradient in gradients:
-            run = step(*run, gradient)
+        for update in updates:
+            run = step(*run, update)
         assert non_finite(run) == set()
         ends.append(np.concatenate([np.float32(leaf).ravel() for leaf in jax.tree.leaves(run[0])]))
     # A traced hyperparameter is another program, a bit of float32 away, which may round a

@@ -173,7 +173,8 @@ def norms_and_values(factor, params, *, saddle_free):
     """The norms of an update and of the parameters; the objective after the update and before."""
 
     def value_fn(params):
-        return 0.5 * jnp.sum((factor @ params["w"]) ** 2) + 0.01 * params["unused"]
+        product = jnp.matmul(factor, params["w"], precision="highest")
+        return 0.5 * jnp.sum(product**2) + 0.01 * params["unused"]
 
     tx = amac_jax.newton(saddle_free=saddle_free)
     updates, _ = tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)

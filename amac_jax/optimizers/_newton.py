@@ -129,6 +129,9 @@ def scale_by_newton(
     gradients for matrices that may be indefinite or singular. With `saddle_free` the projection
     of H on the basis takes the place of H. As the basis grows, both become the dense step.
 
+    On a GPU or a TPU put `value_fn` in `jax.default_matmul_precision("highest")`, as the docstring
+    of `newton` says.
+
     Place it first, where it sees gradients. A dense update costs as much as n gradients and n^3
     operations. A matrix-free update costs as much as 2 `max_iterations` gradients, and holds
     `max_iterations` copies of the parameters.
