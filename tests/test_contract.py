@@ -334,7 +334,9 @@ def test_apply_if_finite_holds_it_still(name):
     tx = optax.apply_if_finite(CASES[name].build(), max_consecutive_errors=9)
     params = part(0)
     state = tx.init(params)
-    updates, after = jax.jit(tx.update)(jax.tree.map(lambda p: p * np.nan, part(1)), state, params)
+    bad = np.array(part(1)["dense"]["kernel"])
+    bad[0, 0] = np.nan
+    updates, after = jax.jit(tx.update)({"dense": {"kernel": bad}}, state, params)
     chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
     chex.assert_trees_all_equal(after.inner_state, state.inner_state)
 
@@ -360,7 +362,7 @@ def test_unknown_extra_args_are_ignored(name):
             "none": None,
             "masked": optax.MaskedNode(),
             "zero-size": jnp.zeros((0, 3)),
-            "nested": [(jnp.ones((2, 1, 2, 2)),)],
+            "nested": [jnp.ones(2), (jnp.ones((2, 1, 2, 2)),)],
         },
         jnp.ones((3, 2)),
     ],
