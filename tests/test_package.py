@@ -46,13 +46,13 @@ BELOW = {
 # other; so a technique and a wrapper have no sibling. A room's __init__ collects its names.
 BEFORE = {
     "_core": [
-        *("types", "xla", "paths", "hyperparameters", "ranges", "objective", "random"),
+        *("types", "xla", "polar", "paths", "hyperparameters", "ranges", "objective", "random"),
         *("leaves", "moments", "boundary", "chain", "storage"),
     ],
     "schedules": ["_progress"],
     "techniques": [],
     "wrappers": [],
-    "optimizers": ["_keywords", "_compose", "_amac"],
+    "optimizers": ["_keywords", "_compose", "_muon", "_amac"],
     "tools": ["_batches", "landscapes", "_range_test", "_ablation"],
 }
 COLLECTS = {"techniques/_table.py"}  # the table, which names every technique

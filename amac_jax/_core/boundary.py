@@ -88,6 +88,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     stage: Stage | None = None
     description: str = ""
+    resolved: Keywords = MappingProxyType({})  # arguments -> the values that "auto" stands for
 
     def __new__(
         cls,

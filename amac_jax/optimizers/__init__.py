@@ -11,6 +11,9 @@ from amac_jax.optimizers._amac import (
 from amac_jax.optimizers._amac_reference import amac_reference
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._lion import lion
+from amac_jax.optimizers._muon import (
+    NEWTON_SCHULZ, ScaleByOrthogonalState, muon, scale_by_orthogonal,
+)  # fmt: skip
 from amac_jax.optimizers._newton import newton, scale_by_newton
 from amac_jax.optimizers._radam import ScaleByRadamState, radam, scale_by_radam
 from amac_jax.optimizers._sgd import momentum, nesterov, sgd
@@ -19,7 +22,7 @@ from amac_jax.optimizers._sophia import ScaleBySophiaState, scale_by_sophia, sop
 __all__ = [  # noqa: RUF022, by kind
     "compose", "amac", "amac_reference", "sgd", "momentum", "nesterov", "adagrad", "rmsprop",
     "adam", "adamw", "amsgrad", "adamax", "nadam", "radam", "adabelief", "lion", "sophia",
-    "newton", "recipes", "scale_by_adabelief", "scale_by_newton", "scale_by_radam",
-    "scale_by_sophia", "AUTO_SHARES", "EVERY_TECHNIQUE", "amac_techniques", "auto_weight_decay",
-    "ScaleByAdabeliefState", "ScaleByRadamState", "ScaleBySophiaState",
+    "muon", "newton", "recipes", "scale_by_adabelief", "scale_by_newton", "scale_by_orthogonal",
+    "scale_by_radam", "scale_by_sophia", "NEWTON_SCHULZ", "AUTO_SHARES", "EVERY_TECHNIQUE", "amac_techniques", "auto_weight_decay",
+    "ScaleByAdabeliefState", "ScaleByOrthogonalState", "ScaleByRadamState", "ScaleBySophiaState",
 ]  # fmt: skip

@@ -84,7 +84,8 @@ def takes_techniques(**defaults: Any) -> Callable[[Factory], Factory]:
                 arguments.apply_defaults()
                 written = dict(arguments.arguments)
                 techniques = written.pop("techniques", {})
-                tx.description = described(factory.__name__, written | techniques)
+                written |= techniques
+                tx.description = described(factory.__name__, {**written, **tx.resolved})
             return tx
 
         build.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]

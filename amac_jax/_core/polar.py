@@ -1,0 +1,98 @@
+"""The polar factor of matrices, by a few odd polynomials: products alone, no decomposition."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+Quintic: TypeAlias = tuple[float, float, float]
+"""a, b, c of the polynomial a s + b s^3 + c s^5."""
+
+NEWTON_SCHULZ: tuple[Quintic, ...] = ((3.4445, -4.775, 2.0315),) * 5
+"""The five equal steps of the first Muon, which do not converge: s in [0.01, 1] -> [0.68, 1.13]."""
+
+# Step by step the quintic with the smallest largest |1 - p(s)| on the interval that the steps
+# before it have left of [low, 1].
+MINIMAX: Mapping[int, tuple[Quintic, ...]] = MappingProxyType(
+    {
+        3: (  # low = 0.01 -> [0.731, 1.269]
+            (8.09337, -23.62045, 17.44617),
+            (3.63659, -2.72193, 0.53655),
+            (2.6613, -1.97715, 0.45262),
+        ),
+        4: (  # low = 0.004 -> [0.873, 1.127]
+            (8.34098, -24.59738, 18.22303),
+            (3.97799, -2.96543, 0.56427),
+            (3.32748, -2.49524, 0.51081),
+            (2.30856, -1.67599, 0.41957),
+        ),
+        5: (  # low = 0.001 -> [0.887, 1.113]
+            (8.47033, -25.10809, 18.62929),
+            (4.18284, -3.1087, 0.58061),
+            (3.96186, -2.95406, 0.56298),
+            (3.28658, -2.46472, 0.50736),
+            (2.27375, -1.64466, 0.41619),
+        ),
+    }
+)
+"""The number of steps -> that many quintics (Amsel et al., 2025, with these intervals)."""
+
+
+def polar_factor(
+    matrices: jax.Array, quintics: Sequence[Quintic], product_dtype: DTypeLike | None = None
+) -> jax.Array:
+    """About U V^H of matrices U S V^H: their singular values become about 1.
+
+        X <- M / (sum of s^8)^(1/8);   for each quintic   X <- a X + (b A + c A^2) X,   A = X X^H
+
+    The first A^2 has the Schatten norm of order 8 in it, whose division costs no product and
+    leaves the largest singular value between k^(-1/8) and 1 for k of them. A zero matrix stays.
+
+    Args:
+      matrices: (..., m, n), at least float32; fastest for m <= n.
+      quintics: the polynomials, in their order.
+      product_dtype: the dtype that the factors of products are rounded to. Sums are in at least
+        float32. None: not rounded.
+
+    Returns:
+      An array like `matrices`.
+
+    Example:
+      >>> polar_factor(jnp.array([[3.0, 0.0], [0.0, -0.5]]), MINIMAX[5]).round(1)
+      Array([[ 0.9,  0. ],
+             [ 0. , -1.1]], dtype=float32)
+
+    Reference:
+      Amsel et al., The Polar Express, 2025, https://arxiv.org/abs/2505.16932.
+    """
+
+    def times(first: jax.Array, second: jax.Array) -> jax.Array:
+        if product_dtype is None:
+            return first @ second
+        return jnp.matmul(
+            first.astype(product_dtype),
+            second.astype(product_dtype),
+            preferred_element_type=first.dtype,
+        )
+
+    def size(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x)), axis=(-2, -1), keepdims=True))
+
+    def inverse(norm: jax.Array) -> jax.Array:
+        return jnp.where(norm > 0, 1.0 / jnp.where(norm > 0, norm, 1.0), 0.0).astype(x.dtype)
+
+    # The largest element first: the squares of huge and of tiny elements leave the range of floats.
+    x = matrices
+    x = x * inverse(jnp.max(jnp.abs(matrices), axis=(-2, -1), keepdims=True))
+    x = x * inverse(size(x))
+    for number, (a, b, c) in enumerate(quintics):
+        gram = times(x, jnp.swapaxes(x, -1, -2).conj())
+        square = times(gram, gram)
+        if number == 0:
+            scale = inverse(jnp.sqrt(jnp.sqrt(size(square))))
+            x, gram, square = scale * x, scale**2 * gram, scale**4 * square
+        x = a * x + times(b * gram + c * square, x)
+    return x

@@ -1,0 +1,368 @@
+"""Muon: the momentum of a kernel, made orthogonal; every other leaf moves by Adam."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, PartitionSpec
+from jax.tree_util import KeyPath
+from jax.typing import DTypeLike
+
+from amac_jax._core.boundary import Stage, Step, stage_of, technique
+from amac_jax._core.hyperparameters import Hyperparameter, is_number, step_number
+from amac_jax._core.leaves import each_leaf, zeros_like
+from amac_jax._core.moments import abs_square, bias_corrected, moving_average
+from amac_jax._core.paths import check_fits, check_patterns, first_fit, is_masked
+from amac_jax._core.polar import MINIMAX, NEWTON_SCHULZ, Quintic, polar_factor
+from amac_jax._core.ranges import DECAY, NON_NEGATIVE, POSITIVE, checked
+from amac_jax._core.types import Tree
+from amac_jax.kernels import FanInRule, MatrixAxes, check_rule, matrix_axes
+from amac_jax.kernels import fan_in_axes as default_rule
+from amac_jax.optimizers._compose import compose
+from amac_jax.optimizers._keywords import takes_techniques
+from amac_jax.techniques import Techniques
+
+EPS = 1e-16
+"""Added to the mean squares of units: below the squares of all but vanishing updates."""
+
+BATCHED_BELOW = 1 << 18
+"""Matrices with fewer elements than this are multiplied in one batch with others of their shape."""
+
+
+@takes_techniques(weight_decay=0.1)
+@checked(learning_rate=NON_NEGATIVE)
+def muon(
+    learning_rate: Hyperparameter,
+    *,
+    b1: Hyperparameter = 0.95,
+    b2: Hyperparameter | None = None,
+    nesterov: bool = True,
+    rms: Hyperparameter = 0.2,
+    quintics: int | Sequence[Quintic] = 4,
+    product_dtype: DTypeLike | None = None,
+    exclude: Sequence[str] = (),
+    others: optax.GradientTransformation | None = None,
+    others_multiplier: Hyperparameter = 1.0,
+    fan_in_axes: FanInRule | None = None,
+    **techniques: Unpack[Techniques],
+) -> optax.GradientTransformationExtraArgs:
+    """Muon: every direction of a kernel moves equally far; all other leaves move by Adam.
+
+        M <- b1 M + (1 - b1) G;   O = U V^H of b1 M + (1 - b1) G = U S V^H
+        theta <- theta - eta (r sqrt(max(fan-in, fan-out)) O + lambda theta)      kernels
+        theta <- theta - eta c Adam(g)                                            all else
+
+    `scale_by_orthogonal` explains the equations, and which leaves are kernels.
+
+    Args:
+      learning_rate: eta, as large as for AdamW; >= 0.
+      b1, b2, nesterov, rms, quintics, product_dtype, exclude, others: as in
+        `scale_by_orthogonal`.
+      others_multiplier: c, a factor of the rate of `others`; >= 0.
+      fan_in_axes: the rule that says which leaves are kernels, for the core and for techniques.
+      weight_decay: lambda, of kernels, >= 0.
+      **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
+        weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
+        skip_nonfinite, record_metrics.
+
+    Returns:
+      A transformation, as `compose` returns it. The core is `scale_by_orthogonal`.
+
+    Raises:
+      ValueError: for an argument outside its range.
+
+    Differs from Optax:
+      `optax.contrib.muon` moves every leaf of two axes so, embeddings too, and no other kernel;
+      its default rate is larger, because r depends on the shape there (`consistent_rms=0.2` is
+      this r), and its weight decay is 0.
+
+    Example:
+      >>> tx = muon(0.02, average_start=500)
+
+    Reference:
+      Jordan et al., Muon, 2024, https://kellerjordan.github.io/posts/muon/. Liu et al., Muon is
+      Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982.
+    """
+    core = scale_by_orthogonal(
+        b1,
+        b2,
+        nesterov=nesterov,
+        rms=rms,
+        quintics=quintics,
+        product_dtype=product_dtype,
+        exclude=exclude,
+        others=others,
+        others_multiplier=others_multiplier,
+        fan_in_axes=fan_in_axes,
+    )
+    return compose(core, learning_rate, fan_in_axes=fan_in_axes, **techniques)
+
+
+class ScaleByOrthogonalState(NamedTuple):
+    """The momentum of kernels, the mean squares of their units, and the state of all else."""
+
+    mu: Tree  # the kernels' shapes, at least float32; MaskedNode for every other leaf
+    nu: Tree | None  # (stack..., fan-out...) for each kernel, the same dtype; None without b2
+    others: Tree  # the state of `others`
+
+
+@technique(b1=DECAY, b2=DECAY, rms=POSITIVE, others_multiplier=NON_NEGATIVE)
+def scale_by_orthogonal(
+    b1: Hyperparameter = 0.95,
+    b2: Hyperparameter | None = None,
+    *,
+    nesterov: bool = True,
+    rms: Hyperparameter = 0.2,
+    quintics: int | Sequence[Quintic] = 4,
+    product_dtype: DTypeLike | None = None,
+    exclude: Sequence[str] = (),
+    others: optax.GradientTransformation | None = None,
+    others_multiplier: Hyperparameter = 1.0,
+    fan_in_axes: FanInRule | None = None,
+) -> Stage:
+    """Replaces the momentum of every kernel by the nearest matrix with equal singular values.
+
+    With G the gradient of a kernel as a matrix, fan-in x fan-out, and U S V^H its decomposition:
+
+        M <- b1 M + (1 - b1) G;   N = b1 M + (1 - b1) G, or M without `nesterov`
+        N = U S V^H;   O = U V^H                               about, see `quintics`
+        d = r sqrt(max(fan-in, fan-out)) O                     the root mean square of d is r
+
+    Every direction of a layer's input and output thus moves equally far, however small its share
+    of the gradient. All other leaves (biases, scales, embeddings) are moved by `others`. With
+    `b2`, every output unit o (a column of O) is first divided by its typical size:
+
+        v_o <- b2 v_o + (1 - b2) mean over the fan-in of |O_o|^2;   O_o <- O_o / sqrt(v_o)
+
+    Here v_o is freed of its bias, and O is then scaled to the same root mean square.
+
+    Place it where Adam's core stands: it sees gradients. Its direction does not depend on the
+    scale of the gradient. With r = 0.2 its steps are about as large as Adam's.
+
+    A convolution is one matrix, (height width in) x out, and so is a kernel of attention,
+    in x (heads head_dim). Layers stacked along a leading axis are a matrix each if
+    `fan_in_axes` is a rule made by `amac_jax.stacked`. Matrices of one shape, transposed where that
+    makes the first side the smaller one, are one batched product where they are small.
+
+    Where arrays are sharded, and the axes of the mesh have the type Explicit, a device gathers the
+    momentum of each kernel, computes all of its O and keeps its part. With axes of the type Auto
+    XLA chooses.
+
+    Args:
+      b1: decay of the momentum, in [0, 1).
+      b2: decay of the mean squares of output units, in [0, 1), as in NorMuon; 0.95 is usual.
+        Off: None, no state.
+      nesterov: whether the gradient is counted once more.
+      rms: r, the root mean square of d; > 0.
+      quintics: the polynomials a s + b s^3 + c s^5 that take singular values to about 1, one
+        after another, as a sequence of (a, b, c); or the number of the best ones for a range, 3 to
+        5. Singular values of N / ||N||, with the norm (sum of s^8)^(1/8): 3 take [0.01, 1] to
+        [0.73, 1.27], 4 take [0.004, 1] to [0.87, 1.13], 5 take [0.001, 1] to [0.89, 1.11].
+        `amac_jax.optimizers.NEWTON_SCHULZ` has the five of the first Muon.
+      product_dtype: the dtype that factors of products are rounded to, such as "bfloat16"; sums
+        are in at least float32. None: not rounded, and JAX's default precision of products.
+      exclude: patterns of the paths of kernels that `others` moves too, such as ("head",); see
+        `amac_jax.stacked` for what fits.
+      others: the core that moves all other leaves. None is `optax.scale_by_adam()`.
+      others_multiplier: a factor of what `others` returns; >= 0.
+      fan_in_axes: a rule (path, leaf) -> the fan-in axes of the leaf, or None for a leaf that is
+        not a kernel. None is `amac_jax.fan_in_axes`.
+
+    Returns:
+      A transformation whose updates have the shapes and dtypes of the gradients.
+      State: `CountedState` around `ScaleByOrthogonalState`, 4 bytes for each weight of a kernel.
+
+    Raises:
+      ValueError: for an argument outside its range; for `quintics` that are not 3 to 5 or triples
+        of numbers; from `init`, for a pattern that fits no leaf.
+
+    Differs from Optax:
+      `optax.contrib.scale_by_muon` makes every leaf of two axes orthogonal, embeddings too, and
+      leaves convolutions and the kernels of attention to Adam.
+
+    When not to use:
+      A kernel whose rows are not mixed, such as a table of embeddings under another name: give
+      a rule, or `exclude` it.
+
+    Example:
+      >>> tx = scale_by_orthogonal(rms=1.0)
+      >>> gradients = {"kernel": jnp.array([[3.0, 0.0], [0.0, -0.1]])}
+      >>> tx.update(gradients, tx.init(gradients))[0]["kernel"].round(1)
+      Array([[ 1.4, -0. ],
+             [ 0. , -1.4]], dtype=float32)
+
+    Reference:
+      Jordan et al., Muon, 2024, https://kellerjordan.github.io/posts/muon/. For r: Liu et al., Muon
+      is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982. For b2: Li et al.,
+      NorMuon, 2025, https://arxiv.org/abs/2510.05491.
+    """
+    polynomials = quintics_of(quintics)
+    rule = default_rule if fan_in_axes is None else fan_in_axes
+    inner = stage_of(optax.scale_by_adam() if others is None else others, "others")
+    check_patterns("exclude", exclude)
+
+    def axes_of(path: KeyPath, leaf: object) -> MatrixAxes | None:
+        axes = matrix_axes(path, leaf, rule)
+        return axes if axes and axes.fan_out and not first_fit(path, exclude) else None
+
+    def init(params: Tree) -> ScaleByOrthogonalState:
+        check_rule(rule, params)
+        check_fits("exclude", exclude, params)
+        kernels, rest = parted(params, axes_of)
+        mu, nu = zeros_like(kernels), None
+        if b2 is not None:
+            nu = jax.tree_util.tree_map_with_path(
+                lambda path, m: jnp.zeros_like(m).mean(axis=axes_of(path, m).fan_in).real, mu
+            )
+        return ScaleByOrthogonalState(mu, nu, inner.begin(rest))
+
+    def update(updates: Tree, state: ScaleByOrthogonalState, params: Tree, step: Step):
+        gradients, rest = parted(updates, axes_of)
+        mu = moving_average(step.b1, state.mu, gradients)
+        momentum = moving_average(step.b1, mu, gradients) if nesterov else mu
+        direction = orthogonal(momentum, axes_of, polynomials, product_dtype)
+        nu = state.nu
+        if nu is not None:
+            direction, nu = evened(direction, nu, axes_of, step)
+        direction = scaled(direction, axes_of, step.rms)
+        rest_params = None if params is None else parted(params, axes_of)[1]
+        rest, others_state = inner.update(
+            rest, state.others, rest_params, inner.at(step, rest_params)
+        )
+        rest = each_leaf(lambda d, m: m * d, rest, m=step.others_multiplier)
+        return joined(direction, rest), ScaleByOrthogonalState(mu, nu, others_state)
+
+    return Stage(update, init)
+
+
+AxesOf = Callable[[KeyPath, object], MatrixAxes | None]
+
+
+def parted(tree: Tree, axes_of: AxesOf) -> tuple[Tree, Tree]:
+    """The kernels and the other leaves, each with MaskedNode in the places of the rest."""
+
+    def only(kernels: bool) -> Tree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: x if bool(axes_of(path, x)) is kernels else optax.MaskedNode(), tree
+        )
+
+    return only(True), only(False)
+
+
+def joined(kernels: Tree, rest: Tree) -> Tree:
+    """The tree whose two parts these are."""
+    return jax.tree.map(lambda k, r: r if is_masked(k) else k, kernels, rest, is_leaf=is_masked)
+
+
+def orthogonal(
+    momentum: Tree,
+    axes_of: AxesOf,
+    quintics: Sequence[Quintic],
+    product_dtype: DTypeLike | None = None,
+) -> Tree:
+    """U V^H of every kernel; matrices of one shape are one batch where they are small."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(momentum)
+    shaped = [as_matrices(x, axes_of(path, x)) for path, x in leaves]
+    batches: dict[tuple, list[int]] = {}
+    for place, x in enumerate(shaped):
+        is_small = math.prod(x.shape[1:]) < BATCHED_BELOW
+        batches.setdefault((*x.shape[1:], x.dtype, is_small or place), []).append(place)
+    for places in batches.values():
+        batch = jnp.concatenate([shaped[place] for place in places])
+        done = polar_factor(batch, quintics, product_dtype)
+        ends = [*itertools.accumulate(len(shaped[place]) for place in places)]
+        for place, part in zip(places, jnp.split(done, ends[:-1]), strict=True):
+            path, x = leaves[place]
+            shaped[place] = from_matrices(part, x, axes_of(path, x))
+    return structure.unflatten(shaped)
+
+
+def as_matrices(kernel: jax.Array, axes: MatrixAxes) -> jax.Array:
+    """(number, smaller side, larger side): a kernel as a stack of matrices, whole on each device.
+
+    Example:
+      >>> as_matrices(jnp.ones((3, 5, 4, 2)), MatrixAxes((), (0, 1, 2), (3,))).shape
+      (1, 2, 60)
+    """
+    if is_explicit(kernel):
+        kernel = jax.sharding.reshard(kernel, PartitionSpec(*[None] * kernel.ndim))
+    stack, fan_in, fan_out = (sizes(kernel, part) for part in axes)
+    ordered = kernel.transpose((*axes.stack, *axes.fan_in, *axes.fan_out))
+    matrices = ordered.reshape(math.prod(stack), math.prod(fan_in), math.prod(fan_out))
+    return jnp.swapaxes(matrices, 1, 2) if is_tall(kernel, axes) else matrices
+
+
+def from_matrices(matrices: jax.Array, like: jax.Array, axes: MatrixAxes) -> jax.Array:
+    """The kernel whose matrices these are, placed as `like` is."""
+    if is_tall(like, axes):
+        matrices = jnp.swapaxes(matrices, 1, 2)
+    order = (*axes.stack, *axes.fan_in, *axes.fan_out)
+    kernel = matrices.reshape(sizes(like, order)).transpose(
+        sorted(range(like.ndim), key=order.__getitem__)
+    )
+    if is_explicit(like):
+        kernel = jax.sharding.reshard(kernel, jax.typeof(like).sharding.spec)
+    return kernel
+
+
+def is_tall(kernel: jax.Array, axes: MatrixAxes) -> bool:
+    return math.prod(sizes(kernel, axes.fan_in)) > math.prod(sizes(kernel, axes.fan_out))
+
+
+def sizes(kernel: jax.Array, axes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(kernel.shape[axis] for axis in axes)
+
+
+def is_explicit(x: jax.Array) -> bool:
+    """Whether the program says where this array lies, and XLA does not choose."""
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+
+
+def evened(direction: Tree, nu: Tree, axes_of: AxesOf, step: Step) -> tuple[Tree, Tree]:
+    """O with every output unit divided by its typical size, and the new mean squares."""
+
+    def mean_square(path: KeyPath, o: jax.Array) -> jax.Array:
+        return jnp.mean(abs_square(o), axis=axes_of(path, o).fan_in)
+
+    def divided(path: KeyPath, o: jax.Array, v: jax.Array) -> jax.Array:
+        axes = axes_of(path, o)
+        o = o * jnp.expand_dims(jax.lax.rsqrt(v + EPS), axes.fan_in)
+        # A matrix with singular values of 1 has the mean square 1 / larger side.
+        both = axes.fan_in + axes.fan_out
+        mean = jnp.mean(abs_square(o), axis=both, keepdims=True)
+        return o * jax.lax.rsqrt(larger_side(o, axes) * mean + EPS)
+
+    squares = jax.tree_util.tree_map_with_path(mean_square, direction)
+    nu = moving_average(step.b2, nu, squares)
+    v_hat = bias_corrected(nu, step.b2, step_number(step.count))
+    return jax.tree_util.tree_map_with_path(divided, direction, v_hat), nu
+
+
+def scaled(direction: Tree, axes_of: AxesOf, rms: jax.Array) -> Tree:
+    """r sqrt(max(fan-in, fan-out)) O."""
+
+    def scale(path: KeyPath, o: jax.Array) -> jax.Array:
+        return o * (rms.astype(o.dtype) * math.sqrt(larger_side(o, axes_of(path, o))))
+
+    return jax.tree_util.tree_map_with_path(scale, direction)
+
+
+def larger_side(kernel: jax.Array, axes: MatrixAxes) -> int:
+    return max(math.prod(sizes(kernel, part)) for part in (axes.fan_in, axes.fan_out))
+
+
+def quintics_of(given: int | Sequence[Quintic]) -> Sequence[Quintic]:
+    """The polynomials for an argument `quintics`."""
+    if isinstance(given, int) and given in MINIMAX:
+        return MINIMAX[given]
+    if isinstance(given, Sequence) and given and all(
+        isinstance(row, Sequence) and len(row) == 3 and all(map(is_number, row)) for row in given
+    ):
+        return tuple(tuple(map(float, row)) for row in given)
+    raise ValueError(f"quintics must be 3, 4, 5 or triples of numbers, got {given!r}")
