@@ -58,6 +58,11 @@ REFUSED = [
     (amac_jax.one_cycle, {"total_steps": 0}, "total_steps must be in (0, inf)"),
     (amac_jax.warmup_stable_decay, {"decay_steps": 0}, "decay_steps must be in (0, inf)"),
     (amac_jax.warmup_stable_decay, {"total_steps": 0}, "total_steps must be in (0, inf)"),
+    (
+        amac_jax.warmup_stable_decay,
+        {"shape": "root"},
+        "shape must be one of 'linear', 'sqrt', 'cosine'",
+    ),
     (amac_jax.reduce_on_plateau, {"patience": 0}, "patience must be a whole number in [1, inf)"),
     (amac_jax.reduce_on_plateau, {"factor": 1.5}, "factor must be in (0, 1]"),
     (amac_jax.reduce_on_plateau, {"mode": "least"}, "mode must be one of 'min', 'max'"),
