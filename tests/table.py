@@ -61,6 +61,8 @@ TECHNIQUES = {
     "momentum": (0.9, 0.5),
     "dampening": (0.9, 0.2),
     "weight_decay": (0.1, 0.3),
+    "cautious_decay": (1.0, 0.5),
+    "decay_floor": (0.5, 0.999),
     "layer_multipliers": (0.5, 2.0),
     "sync_period": (2, 3),
     "slow_step_size": (0.5, 0.3),
@@ -145,7 +147,11 @@ CASES = {
         {"decay": (0.9, 0.5), "dampening": (0.5, 0.1)},
         identity={"decay": 0.0, "dampening": 0.0},
     ),
-    "decay_weights": Case(amac_jax.decay_weights, {"rate": (0.1, 0.2)}, identity={"rate": 0.0}),
+    "decay_weights": Case(
+        amac_jax.decay_weights,
+        {"rate": (0.1, 0.2), "cautious": (0.5, 1.0), "floor": (0.95, 0.5)},
+        identity={"rate": 0.0},
+    ),
     "lookahead": Case(
         amac_jax.lookahead,
         {"sync_period": (2, 3), "slow_step_size": (0.5, 0.3)},
@@ -282,7 +288,7 @@ OFF = {
 COMPANIONS = {
     "noise": {"sampler": "gaussian", "relative_noise": True},
     "momentum": {"dampening": 0.5},
-    "weight_decay": {"decay_mask": True},
+    "weight_decay": {"cautious_decay": 0.5, "decay_floor": 0.5, "decay_mask": True},
     "sync_period": {"slow_step_size": 0.5},
     "average_start": {"average_period": 2, "average_decay": 0.9},
 }

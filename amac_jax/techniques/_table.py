@@ -154,7 +154,8 @@ TECHNIQUES = (
               {"dampening": "dampening"}, off={"momentum": 0.0, "dampening": 0.0}, trial=0.5,
               records=("momentum_norm",), rounding=2),
     Technique("weight_decay", decay_weights, "rate", "u ← u − η λ θ, kernels only",
-              {"decay_mask": "mask", "fan_in_axes": "fan_in_axes"},
+              {"cautious_decay": "cautious", "decay_floor": "floor", "decay_mask": "mask",
+               "fan_in_axes": "fan_in_axes"},
               off={"weight_decay": 0.0}, trial=0.1, records=("weight_decay",)),
     Technique("layer_multipliers", scale_by_layer, "multipliers", "u ← m(path) u",
               off={"layer_multipliers": 1.0}),
@@ -215,6 +216,10 @@ class _Shared(TypedDict, total=False):
     """Limit on each element of the core's output: `clip_by_value`. Off: inf."""
     momentum: Hyperparameter | None
     """Decay of the heavy-ball momentum of updates: `heavy_ball`. Off: 0, with `dampening` 0."""
+    cautious_decay: Hyperparameter | None
+    """Share of its decay that a weight is spared where its update does not shrink it. Off: 0."""
+    decay_floor: Hyperparameter | None
+    """Share of its first norm below which decay never takes a leaf. Off: None or 0."""
     decay_mask: Mask | None
     """The leaves that decay. None: kernels; True: every leaf."""
     layer_multipliers: Multipliers | None
