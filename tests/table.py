@@ -66,6 +66,7 @@ TECHNIQUES = {
     "layer_multipliers": (0.5, 2.0),
     "sync_period": (2, 3),
     "slow_step_size": (0.5, 0.3),
+    "slow_momentum": (0.5, 0.9),
     "average_start": (2, 3),
     "average_period": (2, 1),
     "average_decay": (0.9, 0.5),
@@ -154,8 +155,8 @@ CASES = {
     ),
     "lookahead": Case(
         amac_jax.lookahead,
-        {"sync_period": (2, 3), "slow_step_size": (0.5, 0.3)},
-        identity={"slow_step_size": 1.0},
+        {"sync_period": (2, 3), "slow_step_size": (0.5, 0.3), "slow_momentum": (0.5, 0.9)},
+        identity={"slow_step_size": 1.0, "slow_momentum": 0.0},
     ),
     "average_weights": Case(
         amac_jax.average_weights,
@@ -164,9 +165,14 @@ CASES = {
     ),
     "lookahead bfloat16": Case(
         amac_jax.lookahead,
-        {"sync_period": (2, 3), "slow_step_size": (0.5, 0.3), "key": (1, 2)},
+        {
+            "sync_period": (2, 3),
+            "slow_step_size": (0.5, 0.3),
+            "slow_momentum": (0.5, 0.9),
+            "key": (1, 2),
+        },
         fixed={"state_dtype": "bfloat16"},
-        identity={"slow_step_size": 1.0},
+        identity={"slow_step_size": 1.0, "slow_momentum": 0.0},
         state_bits=16,
     ),
     "average_weights bfloat16": Case(
@@ -280,7 +286,7 @@ OFF = {
     "momentum": {"momentum": 0.0, "dampening": 0.0},
     "weight_decay": {"weight_decay": 0.0},
     "layer_multipliers": {"layer_multipliers": 1.0},
-    "sync_period": {"sync_period": 2, "slow_step_size": 1.0},
+    "sync_period": {"sync_period": 2, "slow_step_size": 1.0, "slow_momentum": 0.0},
     "average_start": {"average_start": jnp.inf},
 }
 
@@ -289,7 +295,7 @@ COMPANIONS = {
     "noise": {"sampler": "gaussian", "relative_noise": True},
     "momentum": {"dampening": 0.5},
     "weight_decay": {"cautious_decay": 0.5, "decay_floor": 0.5, "decay_mask": True},
-    "sync_period": {"slow_step_size": 0.5},
+    "sync_period": {"slow_step_size": 0.5, "slow_momentum": 0.5},
     "average_start": {"average_period": 2, "average_decay": 0.9},
 }
 

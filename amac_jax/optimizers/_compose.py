@@ -62,7 +62,9 @@ def compose(
         layer_multipliers: factors of updates by path, decay included. Off: 1. See `scale_by_layer`.
         plateau: a transformation that scales updates by a metric, as `reduce_on_plateau()` does.
         sync_period: steps between synchronizations with slow weights. See `lookahead`.
-        slow_step_size: share of the way that slow weights go to the fast ones. Off: 1.
+        slow_step_size: share of the way that slow weights go to the fast ones. Off: 1, without
+          `slow_momentum`.
+        slow_momentum: decay of Nesterov's momentum on the slow weights' steps. Off: None or 0.
         average_start: the first step whose weights are averaged. Off: inf. See `average_weights`.
         average_period: steps between two weights that are averaged.
         average_decay: decay of a moving average of weights. Off: None or 1, the plain mean.

@@ -163,8 +163,10 @@ TECHNIQUES = (
               records=("plateau_scale",)),
     Technique("sync_period", lookahead, "sync_period",
               "every k steps φ ← φ + α (θ + u − φ), u ← φ − θ",
-              {"slow_step_size": "slow_step_size", "state_dtype": "state_dtype", "key": "key"},
-              off={"slow_step_size": 1.0}, records=("slow_distance",), rounding=3),
+              {"slow_step_size": "slow_step_size", "slow_momentum": "slow_momentum",
+               "state_dtype": "state_dtype", "key": "key"},
+              off={"slow_step_size": 1.0, "slow_momentum": 0.0}, records=("slow_distance",),
+              rounding=3),
     Technique("average_start", average_weights, "start", "A ← running mean (or EMA) of θ + u",
               {"average_period": "period", "average_decay": "decay",
                "state_dtype": "state_dtype", "key": "key"},
@@ -229,7 +231,9 @@ class _Shared(TypedDict, total=False):
     sync_period: Hyperparameter | None
     """Steps between synchronizations with slow weights: `lookahead`."""
     slow_step_size: Hyperparameter
-    """Share of the way to the fast weights that the slow weights go. Off: 1."""
+    """Share of the way to the fast weights that the slow weights go. Off: 1, without momentum."""
+    slow_momentum: Hyperparameter | None
+    """Decay of Nesterov's momentum on the steps of the slow weights. Off: None or 0."""
     average_period: Hyperparameter
     """Steps from one averaged weight to the next."""
     average_decay: Hyperparameter | None
