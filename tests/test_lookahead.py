@@ -351,3 +351,19 @@ def test_the_synchronisation_is_compiled_to_a_branch(mu):
     compiled = str(lowered.compile().as_text())
     assert " conditional(" in compiled
     assert "select(f32[300,200]" not in compiled.replace(" ", "")
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a gate on XLA's CPU program")
+def test_momentum_is_written_in_place():
+    """Of the slow weights, which it is computed from, no copy is kept."""
+    params = {"kernel": jnp.zeros((300, 200))}
+    tx = optax.chain(optax.sgd(RATE), lookahead(5, slow_momentum=0.9))
+
+    def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params)
+    # XLA makes other loops in the tests' fast compilation; users get these.
+    memory = lowered.compile({"xla_cpu_use_fusion_emitters": True}).memory_analysis()
+    assert memory.temp_size_in_bytes < params["kernel"].nbytes / 2

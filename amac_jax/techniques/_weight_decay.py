@@ -48,7 +48,7 @@ def decay_weights(
     The factor of theta, the share that a step removes, is never above 1. Decay alone therefore
     cannot turn the sign of a weight.
 
-    With `cautious` s, a weight whose update does not shrink it keeps the part s of its decay:
+    With `cautious` s, a weight whose update does not shrink it is spared the part s of its decay:
 
         u <- u - share (1 - s [u theta >= 0]) theta
 
