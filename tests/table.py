@@ -61,9 +61,12 @@ TECHNIQUES = {
     "momentum": (0.9, 0.5),
     "dampening": (0.9, 0.2),
     "weight_decay": (0.1, 0.3),
+    "cautious_decay": (1.0, 0.5),
+    "decay_floor": (0.5, 0.999),
     "layer_multipliers": (0.5, 2.0),
     "sync_period": (2, 3),
     "slow_step_size": (0.5, 0.3),
+    "slow_momentum": (0.5, 0.9),
     "average_start": (2, 3),
     "average_period": (2, 1),
     "average_decay": (0.9, 0.5),
@@ -145,11 +148,15 @@ CASES = {
         {"decay": (0.9, 0.5), "dampening": (0.5, 0.1)},
         identity={"decay": 0.0, "dampening": 0.0},
     ),
-    "decay_weights": Case(amac_jax.decay_weights, {"rate": (0.1, 0.2)}, identity={"rate": 0.0}),
+    "decay_weights": Case(
+        amac_jax.decay_weights,
+        {"rate": (0.1, 0.2), "cautious": (0.5, 1.0), "floor": (0.95, 0.5)},
+        identity={"rate": 0.0},
+    ),
     "lookahead": Case(
         amac_jax.lookahead,
-        {"sync_period": (2, 3), "slow_step_size": (0.5, 0.3)},
-        identity={"slow_step_size": 1.0},
+        {"sync_period": (2, 3), "slow_step_size": (0.5, 0.3), "slow_momentum": (0.5, 0.9)},
+        identity={"slow_step_size": 1.0, "slow_momentum": 0.0},
     ),
     "average_weights": Case(
         amac_jax.average_weights,
@@ -158,9 +165,14 @@ CASES = {
     ),
     "lookahead bfloat16": Case(
         amac_jax.lookahead,
-        {"sync_period": (2, 3), "slow_step_size": (0.5, 0.3), "key": (1, 2)},
+        {
+            "sync_period": (2, 3),
+            "slow_step_size": (0.5, 0.3),
+            "slow_momentum": (0.5, 0.9),
+            "key": (1, 2),
+        },
         fixed={"state_dtype": "bfloat16"},
-        identity={"slow_step_size": 1.0},
+        identity={"slow_step_size": 1.0, "slow_momentum": 0.0},
         state_bits=16,
     ),
     "average_weights bfloat16": Case(
@@ -274,7 +286,7 @@ OFF = {
     "momentum": {"momentum": 0.0, "dampening": 0.0},
     "weight_decay": {"weight_decay": 0.0},
     "layer_multipliers": {"layer_multipliers": 1.0},
-    "sync_period": {"sync_period": 2, "slow_step_size": 1.0},
+    "sync_period": {"sync_period": 2, "slow_step_size": 1.0, "slow_momentum": 0.0},
     "average_start": {"average_start": jnp.inf},
 }
 
@@ -282,8 +294,8 @@ OFF = {
 COMPANIONS = {
     "noise": {"sampler": "gaussian", "relative_noise": True},
     "momentum": {"dampening": 0.5},
-    "weight_decay": {"decay_mask": True},
-    "sync_period": {"slow_step_size": 0.5},
+    "weight_decay": {"cautious_decay": 0.5, "decay_floor": 0.5, "decay_mask": True},
+    "sync_period": {"slow_step_size": 0.5, "slow_momentum": 0.5},
     "average_start": {"average_period": 2, "average_decay": 0.9},
 }
 

@@ -98,6 +98,31 @@ def test_each_variant_is_the_optimizer_that_its_name_says():
         np.testing.assert_allclose(found.scores[name], value, rtol=2e-5, err_msg=name)
 
 
+def test_a_technique_that_is_off_is_off_with_all_of_its_keywords():
+    settings = {"slow_momentum": 0.5, "momentum": 0.5, "dampening": 0.25}
+    found = ablate(
+        loss, START, X[:1], learning_rate=RATE, steps=STEPS, score_fn=score, seeds=2,
+        techniques=("sync_period", "momentum"), **settings,
+    )  # fmt: skip
+    without = {"sync_period": None, "slow_momentum": None}
+    expected = {
+        "adam": (amac_jax.adam(RATE), last),
+        "amac": (amac_jax.amac(RATE, STEPS, **settings), averaged),
+        "amac without sync_period": (
+            amac_jax.amac(RATE, STEPS, **{**settings, **without}),
+            averaged,
+        ),
+        "adam with sync_period": (
+            amac_jax.adam(RATE, sync_period=5, slow_step_size=0.8, slow_momentum=0.5),
+            last,
+        ),
+        "adam with momentum": (amac_jax.adam(RATE, momentum=0.5, dampening=0.25), last),
+    }
+    for name, (tx, weights) in expected.items():
+        value = run_by_hand(tx, weights)
+        np.testing.assert_allclose(found.scores[name], value, rtol=2e-5, err_msg=name)
+
+
 def test_effects_are_paired_differences_with_students_interval():
     rows = {"adam": [1.0, 2.0, 4.0], "adam with noise": [2.0, 2.5, 6.0]}
     rows |= {"amac": [1.0, 1.0, 1.0], "amac with noise": [0.0, 1.0, 0.5]}

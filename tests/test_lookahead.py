@@ -78,6 +78,109 @@ def test_equals_the_algorithm(seed, k, alpha):
     assert_close(slow, expected[last - 1])
 
 
+def kallusky(
+    params: Any, gradients: list[Any], k: int, alpha: float, mu: float
+) -> tuple[list[Any], Any]:
+    """SNOO (Kallusky et al., 2025) around gradient descent: fast weights, and the velocity at last.
+
+    Its pseudo-gradient is phi - theta, and its buffer the velocity with the other sign.
+    """
+    slow = fast = float64(params)
+    velocity, history = jax.tree.map(np.zeros_like, slow), []
+    for t, gradient in enumerate(float64(gradients), 1):
+        fast = jax.tree.map(lambda p, g: p - RATE * g, fast, gradient)
+        if t % k == 0:
+            delta = jax.tree.map(np.subtract, fast, slow)
+            velocity = jax.tree.map(lambda v, d: mu * v + d, velocity, delta)
+            slow = jax.tree.map(lambda s, d, v: s + alpha * (d + mu * v), slow, delta, velocity)
+            fast = slow
+        history.append(fast)
+    return history, velocity
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("k", "alpha", "mu"),
+    [(1, 0.5, 0.9), (2, 0.8, 0.5), (3, 0.3, 0.9), (5, 1.0, 0.8), (2, 0.0, 0.9)],
+)
+def test_with_momentum_equals_nesterovs_outer_step(seed, k, alpha, mu):
+    params, *gradients = normals(seed, LIKE, 24)
+    expected, velocity = kallusky(params, gradients, k, alpha, mu)
+    tx = optax.chain(optax.sgd(RATE), lookahead(k, alpha, slow_momentum=mu))
+    steps = list(train(tx, params, gradients))
+    assert_close([after for after, _ in steps], expected, 1e-5)
+    state = steps[-1][1]
+    assert_close(slow_params(state), expected[len(gradients) // k * k - 1], 1e-5)
+    if alpha > 0:  # at 0 the slow weights do not show Delta, which counts as 0
+        assert_close(state[-1].inner.momentum, velocity, 1e-5)
+
+
+def test_a_constant_update_is_amplified_by_the_momentum():
+    """Every synchronization of two steps of 1 moves the slow weights by 0.5 * 2 / (1 - 0.75)."""
+    tx = optax.chain(optax.sgd(1.0), lookahead(2, 0.5, slow_momentum=0.75))
+    *_, (before, _), _, (after, _) = train(tx, jnp.zeros(1), [-jnp.ones(1)] * 200)
+    np.testing.assert_allclose(after - before, [4.0], rtol=1e-5)
+
+
+def test_without_momentum_or_at_0_it_is_plain_lookahead_bit_for_bit():
+    """Without jit, which fuses and rounds as it likes."""
+    params, *gradients = normals(0, LIKE, 9)
+    plain = optax.chain(optax.sgd(RATE), lookahead(2, 0.7))
+    at_0 = optax.chain(optax.sgd(RATE), lookahead(2, 0.7, slow_momentum=0.0))
+    runs = [list(train(tx, params, gradients, jit=False)) for tx in (plain, at_0)]
+    assert runs[0][-1][1][-1].inner.momentum is None
+    assert_same_bits(*([after for after, _ in run] for run in runs))
+    assert_same_bits(*(slow_params(run[-1][1]) for run in runs))
+
+
+def test_a_momentum_in_16_bits_is_refused():
+    with pytest.raises(ValueError, match="slow_momentum must be in at least float32, got bfloat16"):
+        lookahead(slow_momentum=jnp.array(0.9, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_at_a_synchronisation_with_momentum_the_next_step_starts_from_the_slow_weights(jit):
+    params, *gradients = normals(0, LIKE, 6)
+    tx = optax.chain(optax.sgd(RATE), lookahead(3, 0.5, slow_momentum=0.9))
+    for t, (after, state) in enumerate(train(tx, params, gradients, jit=jit), 1):
+        if t % 3 == 0:
+            assert_same_bits(after, slow_params(state))
+
+
+def test_momentum_may_be_a_schedule_or_swept():
+    params, *gradients = normals(1, LIKE, 8)
+
+    def path(mu):
+        tx = optax.chain(optax.sgd(RATE), lookahead(2, 0.5, slow_momentum=mu))
+        return [after for after, _ in train(tx, params, gradients, jit=False)]
+
+    swept = jax.jit(jax.vmap(path))(np.float32([0.0, 0.9]))
+    for index, mu in enumerate((0.0, 0.9)):
+        expected, _ = kallusky(params, gradients, 2, 0.5, mu)
+        assert_close(jax.tree.map(lambda leaf, i=index: leaf[i], swept), expected, 1e-5)
+    # Read at synchronizations alone, the counts 1, 3, 5 and 7.
+    scheduled = jax.jit(lambda: path(lambda count: jnp.where(count % 2 == 1, 0.9, 0.1)))()
+    assert_close(scheduled, kallusky(params, gradients, 2, 0.5, 0.9)[0], 1e-5)
+
+
+def test_momentum_in_bfloat16_is_the_velocity_rounded():
+    params, *gradients = normals(2, LIKE, 6)
+    tx = optax.chain(optax.sgd(RATE), lookahead(3, 0.5, slow_momentum=0.9, state_dtype="bfloat16"))
+    states = [state[-1].inner for _, state in train(tx, params, gradients)]
+    slow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    fast = jax.tree.map(lambda p, *g: p - RATE * sum(g), *float64((params, *gradients[:3])))
+    delta = jax.tree.map(np.subtract, fast, float64(slow))
+    for ours, exact in zip(
+        jax.tree.leaves(states[2].momentum), jax.tree.leaves(delta), strict=True
+    ):
+        assert ours.dtype == jnp.bfloat16
+        gap = np.abs(float64(ours) - exact)
+        assert np.max(gap) > 0
+        assert np.all(gap <= 2.0**-7 * np.abs(exact) + 1e-6)
+    for t in (0, 1, 3, 4):  # between synchronizations nothing is written
+        assert_same_bits(states[t], (states[2] if t > 2 else tx.init(params)[-1].inner))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def take_step(tx: Any, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
     updates, state = tx.update(gradient, state, params)
@@ -240,10 +343,27 @@ def test_extra_args_pass_through():
     assert float(after) < float(before)
 
 
-def test_the_synchronisation_is_compiled_to_a_branch():
+@pytest.mark.parametrize("mu", [None, 0.9])
+def test_the_synchronisation_is_compiled_to_a_branch(mu):
     params = {"kernel": jnp.zeros((300, 200))}
-    tx = lookahead(5)
+    tx = lookahead(5, slow_momentum=mu)
     lowered = jax.jit(tx.update).lower(params, tx.init(params), params)
     compiled = str(lowered.compile().as_text())
     assert " conditional(" in compiled
     assert "select(f32[300,200]" not in compiled.replace(" ", "")
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a gate on XLA's CPU program")
+def test_momentum_is_written_in_place():
+    """Of the slow weights, which it is computed from, no copy is kept."""
+    params = {"kernel": jnp.zeros((300, 200))}
+    tx = optax.chain(optax.sgd(RATE), lookahead(5, slow_momentum=0.9))
+
+    def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params)
+    # XLA makes other loops in the tests' fast compilation; users get these.
+    memory: Any = lowered.compile({"xla_cpu_use_fusion_emitters": True}).memory_analysis()
+    assert memory.temp_size_in_bytes < params["kernel"].nbytes / 2

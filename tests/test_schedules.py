@@ -146,6 +146,10 @@ def warmed_decay(initial, rate, warmup_steps):
     return warmup(exponential_decay(initial, rate=rate), warmup_steps)
 
 
+def stable_then(shape):
+    return functools.partial(warmup_stable_decay, shape=shape)
+
+
 def cosine_cycle(**numbers):
     return one_cycle(**numbers, shape="cosine")
 
@@ -197,11 +201,14 @@ FACTORIES: dict[str, tuple[Any, dict[str, tuple[float, float]]]] = {
         {"peak": (0.3, 0.2), "total_steps": (10, 7), "rise": (0.4, 0.0), "start": (0.1, 0.0),
          "end": (0.01, 0.0)},
     ),
-    "warmup_stable_decay": (
-        warmup_stable_decay,
-        {"peak": (0.3, 0.2), "total_steps": (10, 9), "warmup_steps": (4, 0),
-         "decay_steps": (3, 9), "end": (0.1, 0.0)},
-    ),
+    **{
+        f"warmup_stable_decay {shape}": (
+            stable_then(shape),
+            {"peak": (0.3, 0.2), "total_steps": (10, 9), "warmup_steps": (4, 0),
+             "decay_steps": (3, 9), "end": (0.1, 0.0)},
+        )
+        for shape in ("linear", "sqrt", "cosine")
+    },
 }  # fmt: skip
 SCHEDULES = {
     name: factory(**{argument: first for argument, (first, _) in numbers.items()})
@@ -368,6 +375,13 @@ def test_hyperparameters_of_schedules_may_be_schedules_and_arrays():
         (warmup_stable_decay(4.0, 5, 2, 2, 1.0), [2.0, 4.0, 4.0, 2.5, 1.0, 1.0]),
         (warmup_stable_decay(4.0, 4, 2, 2), [2.0, 4.0, 2.0, 0.0, 0.0, 0.0]),
         (warmup_stable_decay(4.0, 4, 0, 4), [3.0, 2.0, 1.0, 0.0, 0.0, 0.0]),
+        (warmup_stable_decay(4.0, 4, 0, 4, shape="sqrt"),
+         [2.0, 4 - 2 * math.sqrt(2), 4 - 2 * math.sqrt(3), 0.0, 0.0, 0.0]),
+        (warmup_stable_decay(4.0, 6, 1, 4, 2.0, shape="sqrt"),
+         [4.0, 4.0, 3.0, 4 - math.sqrt(2), 4 - math.sqrt(3), 2.0]),
+        (warmup_stable_decay(4.0, 4, 0, 4, shape="cosine"),  # like cosine(4.0, 4)
+         [2 + math.sqrt(2), 2.0, 2 - math.sqrt(2), 0.0, 0.0, 0.0]),
+        (warmup_stable_decay(4.0, 6, 2, 2, 2.0, shape="cosine"), [2.0, 4.0, 4.0, 4.0, 3.0, 2.0]),
     ],
 )  # fmt: skip
 def test_by_hand(schedule, expected):
@@ -540,6 +554,10 @@ def test_float64_values_of_decays_are_exact_to_float64():
             (inverse_power_decay(0.3, 0.5, 0.1), 0.3 / math.sqrt(0.1 * t + 1)),
             (polynomial_decay(0.3, 20_000, 2.5, 0.1), 0.1 + 0.2 * (1 - t / 20_000) ** 2.5),
             (warmup_stable_decay(0.3, 20_000, 11, 10_000), 0.3 * (20_000 - t - 1) / 10_000),
+            (
+                warmup_stable_decay(0.3, 20_000, 11, 10_000, shape="sqrt"),
+                0.3 * (1 - math.sqrt((t + 1 - 10_000) / 10_000)),
+            ),
             (one_cycle(0.3, 20_000, 0.75), 0.3 * (t + 1) / 15_000),
             (warmup(inverse_power_decay(0.3), 11), 0.3 / math.sqrt(t - 11 + 1)),
         ):
@@ -689,6 +707,8 @@ def test_gradients_at_the_ends_are_finite():
         (lambda: warmup_stable_decay(1.0, 9, 2, 3, -1), r"end must be in \[0, inf\).* got -1"),
         (lambda: warmup_stable_decay(1.0, 9, 5, 5),
          r"total_steps must be at least warmup_steps \+ decay_steps, 5 \+ 5, got 9"),
+        (lambda: warmup_stable_decay(1.0, 9, 2, 3, shape="root"),
+         r"shape must be one of 'linear', 'sqrt', 'cosine', got 'root'"),
         (lambda: check_lengths(5, 7.5), r"total_steps .* greater than warmup_steps, 7.5, got 5"),
         (lambda: check("k", 2.5, COUNT),
          r"k must be a whole number in \[1, inf\).* got 2.5"),

@@ -31,6 +31,10 @@ KRYLOV = {"newton minimal residual": 20, "newton Lanczos": 20}  # one inner prod
 # three divisions by one number XLA makes a multiplication, unless it compiles for two devices.
 REWRITTEN = {"amac_reference 1", "amac_reference 2"}
 
+# Lookahead's velocity is a difference of weights and has their rounding: here it is at most 0.08
+# where weights are 2.4, of which the last bit is 3e-6 of it.
+DIFFERENCE_OF_WEIGHTS = {"compose", "amac"}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Iterator[Callable[..., Any]]:
@@ -55,7 +59,7 @@ def test_8_devices_do_what_one_does(run, name, axis_type, layout):
 
     assert report.identical or report.collectives or name in REWRITTEN
     assert report.params_error <= 1e-6
-    assert report.state_error <= 1e-6
+    assert report.state_error <= (3e-6 if name in DIFFERENCE_OF_WEIGHTS else 1e-6)
     if name != "accumulate_gradients amac":  # whose three quarters of 20 steps are 30 gradients
         assert all(count > 0 for count in report.averaged)
 

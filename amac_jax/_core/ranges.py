@@ -49,6 +49,7 @@ LIMIT = Range(0, math.inf, includes_low=False)  # for clipping; inf is off
 START = Range(0, math.inf)  # for a first step; inf never comes
 UNIT = Range(0, 1)
 SHARE = Range(0, 1, includes_low=False)
+FLOOR = Range(0, 1, includes_high=False)
 STRENGTH = Range(0, 1, takes_bool=True)
 DECAY = Range(0, 1, includes_high=False, needs_float32=True)  # for a moving average
 DECAY_OR_MEAN = Range(0, 1, needs_float32=True)  # 1 is the plain mean

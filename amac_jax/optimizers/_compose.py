@@ -55,11 +55,16 @@ def compose(
         momentum: decay of momentum on updates. Off: 0, with `dampening` 0. See `heavy_ball`.
         dampening: share of an update that momentum leaves out. Off: 0.
         weight_decay: lambda; steps remove eta_t lambda_t of a weight. Off: 0. See `decay_weights`.
+        cautious_decay: share of its decay that a weight is spared where its update does not shrink
+          it; True is 1. Off: None or 0.
+        decay_floor: share of its first norm below which decay never takes a leaf. Off: None or 0.
         decay_mask: which leaves decay. None is kernels by `fan_in_axes`, True is every leaf.
         layer_multipliers: factors of updates by path, decay included. Off: 1. See `scale_by_layer`.
         plateau: a transformation that scales updates by a metric, as `reduce_on_plateau()` does.
         sync_period: steps between synchronizations with slow weights. See `lookahead`.
-        slow_step_size: share of the way that slow weights go to the fast ones. Off: 1.
+        slow_step_size: share of the way that slow weights go to the fast ones. Off: 1, without
+          `slow_momentum`.
+        slow_momentum: decay of Nesterov's momentum on the slow weights' steps. Off: None or 0.
         average_start: the first step whose weights are averaged. Off: inf. See `average_weights`.
         average_period: steps between two weights that are averaged.
         average_decay: decay of a moving average of weights. Off: None or 1, the plain mean.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from amac_jax._core.ranges import (
     check,
     checked,
 )
-from amac_jax.schedules._progress import fraction, line, whole
+from amac_jax.schedules._progress import fraction, half_cosine, line, root, whole
 
 
 @checked(value=START)
@@ -175,6 +176,9 @@ def warmup(schedule: Hyperparameter, warmup_steps: Hyperparameter) -> Schedule:
     return warmed
 
 
+FALLS = {"linear": line, "sqrt": root, "cosine": half_cosine}
+
+
 @checked(
     peak=NON_NEGATIVE,
     total_steps=POSITIVE,
@@ -188,16 +192,20 @@ def warmup_stable_decay(
     warmup_steps: Hyperparameter,
     decay_steps: Hyperparameter,
     end: Hyperparameter = 0.0,
+    *,
+    shape: Literal["linear", "sqrt", "cosine"] = "linear",
 ) -> Schedule:
-    """A linear warm-up to `peak`, a long stay at `peak`, and a linear fall to `end`.
+    """A linear warm-up to `peak`, a long stay at `peak`, and a fall to `end`.
 
     With t = count + 1, the 1-based number of the step being taken, w = `warmup_steps`,
-    d = `decay_steps` and T = `total_steps`:
+    d = `decay_steps`, T = `total_steps` and x = (t - T + d) / d:
 
-        value = peak t / w                              t <= w
-        value = peak                                    w < t <= T - d
-        value = peak + (end - peak) (t - T + d) / d     T - d < t < T
-        value = end                                     t >= T
+        value = peak t / w                                      t <= w
+        value = peak                                            w < t <= T - d
+        value = peak + (end - peak) x                           T - d < t < T, "linear"
+        value = peak + (end - peak) sqrt(x)                     T - d < t < T, "sqrt"
+        value = end + (peak - end) (1 + cos(pi x)) / 2          T - d < t < T, "cosine"
+        value = end                                             t >= T
 
     Use it as a learning rate where T is not known at the start: the stay may be prolonged, and
     any checkpoint of the stay can be trained down in d steps.
@@ -208,25 +216,34 @@ def warmup_stable_decay(
       warmup_steps: w, in steps, >= 0; may be traced. Off: 0.
       decay_steps: d, in steps, > 0, with w + d <= T; may be traced.
       end: the value from step T on, in the unit of `peak`; >= 0.
+      shape: "linear", "sqrt" or "cosine", the shape of the fall. "sqrt" with `end` 0 is
+        1 - sqrt(x), which Hägele et al. found better than the straight line.
 
     Returns:
       A schedule: count (int or array) -> array of the same shape.
 
     Raises:
-      ValueError: for a negative or NaN value or length, total_steps or decay_steps of 0, or
-        warmup_steps + decay_steps > total_steps.
+      ValueError: for a negative or NaN value or length, total_steps or decay_steps of 0,
+        warmup_steps + decay_steps > total_steps, or an unknown shape.
 
     Differs from Optax:
-      Optax does not have this schedule. The paper leaves the form of the decay open.
+      Optax does not have this schedule. Hu et al. leave the form of the decay open.
 
     Example:
       >>> schedule = warmup_stable_decay(1.0, total_steps=8, warmup_steps=2, decay_steps=4)
       >>> [float(schedule(count)) for count in range(9)]
       [0.5, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+      >>> schedule = warmup_stable_decay(1.0, 8, 2, decay_steps=4, shape="sqrt")
+      >>> [round(float(schedule(count)), 3) for count in range(9)]
+      [0.5, 1.0, 1.0, 1.0, 0.5, 0.293, 0.134, 0.0, 0.0]
 
     Reference:
-      Hu et al., MiniCPM, 2024, https://arxiv.org/abs/2404.06395.
+      Hu et al., MiniCPM, 2024, https://arxiv.org/abs/2404.06395. For "sqrt": Hägele et al.,
+      Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations, 2024,
+      https://arxiv.org/abs/2405.18392.
     """
+    if shape not in FALLS:
+        raise ValueError(f"shape must be one of {', '.join(map(repr, FALLS))}, got {shape!r}")
     lengths = (total_steps, warmup_steps, decay_steps)
     numbers = [length for length in lengths if is_number(length)]
     if len(numbers) == 3 and numbers[0] < numbers[1] + numbers[2]:
@@ -239,6 +256,6 @@ def warmup_stable_decay(
         t = step_number(count)
         total, w, d = (float_value_at(length, count) for length in lengths)
         high, low = float_value_at(peak, count), float_value_at(end, count)
-        return line(high, low, fraction(t - (total - d), d)) * fraction(t, w)
+        return FALLS[shape](high, low, fraction(t - (total - d), d)) * fraction(t, w)
 
     return schedule

@@ -32,4 +32,11 @@ def half_cosine(start: jax.Array, end: jax.Array, progress: jax.Array) -> jax.Ar
     return line(end, start, 0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
 
 
+def root(start: jax.Array, end: jax.Array, progress: jax.Array) -> jax.Array:
+    """A curve along the square root of the progress, steep at first, as exact at both ends."""
+    # The inner `where` keeps the infinite slope at 0 out of gradients.
+    safe_progress = jnp.where(progress > 0, progress, 1.0)
+    return line(start, end, jnp.where(progress > 0, jnp.sqrt(safe_progress), 0.0))
+
+
 SHAPES = {"linear": line, "cosine": half_cosine}

@@ -12,13 +12,13 @@ from amac_jax.techniques._plateau import ReduceOnPlateauState, reduce_on_plateau
 from amac_jax.techniques._table import (
     AROUND, KEYWORDS, RANGES, TECHNIQUES, AutoTechniques, Technique, Techniques, UndampedTechniques,
 )  # fmt: skip
-from amac_jax.techniques._weight_decay import decay_weights
+from amac_jax.techniques._weight_decay import DecayWeightsState, decay_weights
 
 __all__ = [  # noqa: RUF022, by kind
     "clip_by_global_norm", "clip_by_unit_norm", "centralize", "inject_noise", "clip_by_value",
     "heavy_ball", "decay_weights", "scale_by_layer", "layerwise_decay", "reduce_on_plateau",
     "lookahead", "average_weights", "AROUND", "KEYWORDS", "RANGES",
     "TECHNIQUES", "AutoTechniques", "Technique", "Techniques", "UndampedTechniques",
-    "AverageWeightsState", "HeavyBallState", "InjectNoiseState", "LookaheadState",
-    "ReduceOnPlateauState",
+    "AverageWeightsState", "DecayWeightsState", "HeavyBallState", "InjectNoiseState",
+    "LookaheadState", "ReduceOnPlateauState",
 ]  # fmt: skip

@@ -154,7 +154,8 @@ TECHNIQUES = (
               {"dampening": "dampening"}, off={"momentum": 0.0, "dampening": 0.0}, trial=0.5,
               records=("momentum_norm",), rounding=2),
     Technique("weight_decay", decay_weights, "rate", "u ← u − η λ θ, kernels only",
-              {"decay_mask": "mask", "fan_in_axes": "fan_in_axes"},
+              {"cautious_decay": "cautious", "decay_floor": "floor", "decay_mask": "mask",
+               "fan_in_axes": "fan_in_axes"},
               off={"weight_decay": 0.0}, trial=0.1, records=("weight_decay",)),
     Technique("layer_multipliers", scale_by_layer, "multipliers", "u ← m(path) u",
               off={"layer_multipliers": 1.0}),
@@ -162,8 +163,10 @@ TECHNIQUES = (
               records=("plateau_scale",)),
     Technique("sync_period", lookahead, "sync_period",
               "every k steps φ ← φ + α (θ + u − φ), u ← φ − θ",
-              {"slow_step_size": "slow_step_size", "state_dtype": "state_dtype", "key": "key"},
-              off={"slow_step_size": 1.0}, records=("slow_distance",), rounding=3),
+              {"slow_step_size": "slow_step_size", "slow_momentum": "slow_momentum",
+               "state_dtype": "state_dtype", "key": "key"},
+              off={"slow_step_size": 1.0, "slow_momentum": 0.0}, records=("slow_distance",),
+              rounding=3),
     Technique("average_start", average_weights, "start", "A ← running mean (or EMA) of θ + u",
               {"average_period": "period", "average_decay": "decay",
                "state_dtype": "state_dtype", "key": "key"},
@@ -215,6 +218,10 @@ class _Shared(TypedDict, total=False):
     """Limit on each element of the core's output: `clip_by_value`. Off: inf."""
     momentum: Hyperparameter | None
     """Decay of the heavy-ball momentum of updates: `heavy_ball`. Off: 0, with `dampening` 0."""
+    cautious_decay: Hyperparameter | None
+    """Share of its decay that a weight is spared where its update does not shrink it. Off: 0."""
+    decay_floor: Hyperparameter | None
+    """Share of its first norm below which decay never takes a leaf. Off: None or 0."""
     decay_mask: Mask | None
     """The leaves that decay. None: kernels; True: every leaf."""
     layer_multipliers: Multipliers | None
@@ -224,7 +231,9 @@ class _Shared(TypedDict, total=False):
     sync_period: Hyperparameter | None
     """Steps between synchronizations with slow weights: `lookahead`."""
     slow_step_size: Hyperparameter
-    """Share of the way to the fast weights that the slow weights go. Off: 1."""
+    """Share of the way to the fast weights that the slow weights go. Off: 1, without momentum."""
+    slow_momentum: Hyperparameter | None
+    """Decay of Nesterov's momentum on the steps of the slow weights. Off: None or 0."""
     average_period: Hyperparameter
     """Steps from one averaged weight to the next."""
     average_decay: Hyperparameter | None

@@ -1,18 +1,19 @@
-"""Decoupled weight decay, on kernels."""
+"""Decoupled weight decay, on kernels: plain, cautious, and down to a floor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from amac_jax._core.boundary import Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
-from amac_jax._core.leaves import each_leaf
-from amac_jax._core.ranges import NON_NEGATIVE
-from amac_jax._core.types import Tree, is_function
+from amac_jax._core.leaves import each_leaf, global_norm, wide_dtype
+from amac_jax._core.ranges import FLOOR, NON_NEGATIVE, STRENGTH
+from amac_jax._core.types import Tree, is_function, promoted
 from amac_jax.kernels import FanInRule, kernel_mask
 from amac_jax.kernels import fan_in_axes as default_rule
 
@@ -20,16 +21,47 @@ Mask: TypeAlias = Tree | Callable[[Tree], Tree]
 """A tree of bools, a prefix of such a tree, or a function of the parameters that returns one."""
 
 
-@technique(rate=NON_NEGATIVE)
+class DecayWeightsState(NamedTuple):
+    """The norms that the decaying leaves had at `init`."""
+
+    # (number of decaying leaves,), at least float32, in the order of the tree. As a tree it would
+    # be sharded by `optax.tree.map_params` as the parameters are, which scalars cannot be.
+    first_norms: jax.Array
+
+
+@technique(rate=NON_NEGATIVE, cautious=STRENGTH, floor=FLOOR)
 def decay_weights(
-    rate: Hyperparameter, *, mask: Mask | None = None, fan_in_axes: FanInRule | None = None
+    rate: Hyperparameter,
+    *,
+    cautious: Hyperparameter | None = None,
+    floor: Hyperparameter | None = None,
+    mask: Mask | None = None,
+    fan_in_axes: FanInRule | None = None,
 ) -> Stage:
     """Shrinks the weights themselves, independently of the scaling of the gradient.
 
     For the leaves in the mask, with r = `rate`:
 
-        u <- u - r theta             alone or in `optax.chain`
-        u <- u - eta_t r theta       in `compose`, whose learning rate is eta_t
+        u <- u - min(r, 1) theta             alone or in `optax.chain`
+        u <- u - min(eta_t r, 1) theta       in `compose`, whose learning rate is eta_t
+
+    The factor of theta, the share that a step removes, is never above 1. Decay alone therefore
+    cannot turn the sign of a weight.
+
+    With `cautious` s, a weight whose update does not shrink it is spared the part s of its decay:
+
+        u <- u - share (1 - s [u theta >= 0]) theta
+
+    For complex weights u theta is Re(conj(u) theta).
+
+    With `floor` rho, decay never takes a leaf below the part rho of the norm n_0 that it had at
+    `init`, so that a network that is fine-tuned keeps its weights. With n = ||theta|| over the
+    leaf before the step:
+
+        share <- min(share, max(1 - rho n_0 / n, 0));   0 where n = 0
+
+    The floor bounds the decay alone. The update that arrives may still take a leaf below it, and
+    such a leaf does not decay. A leaf of stacked layers has one norm for all of its layers.
 
     Place it after the learning rate and the momentum, where it sees updates that will be added to
     the parameters. Alone, its rate is the share of a weight that a step removes. In `compose`
@@ -37,6 +69,9 @@ def decay_weights(
 
     Args:
       rate: r, dimensionless, >= 0. Off: 0.
+      cautious: s, dimensionless, in [0, 1]; 1 and True spare such a weight all of its decay. Off:
+        None or 0.
+      floor: rho, dimensionless, in [0, 1). Off: None, without state, or 0.
       mask: the leaves that decay: a tree of bools, a prefix of such a tree (True is every leaf),
         or a function of the parameters. None is `amac_jax.kernel_mask`: kernels only.
       fan_in_axes: a rule (path, leaf) -> the fan-in axes of the leaf, or None for a leaf that is
@@ -44,27 +79,36 @@ def decay_weights(
 
     Returns:
       A transformation whose updates have the shapes and dtypes it is given.
-      State: `CountedState` around `optax.EmptyState`.
+      State: `CountedState` around `optax.EmptyState`; with a floor, around `DecayWeightsState`.
 
     Raises:
-      ValueError: for a negative, infinite or NaN rate; for `update` without `params`; from
-        `init`, for a pattern of `stacked` that fits no leaf.
+      ValueError: for a negative, infinite or NaN rate; for a strength outside [0, 1], a floor
+        outside [0, 1), or NaN; for `update` without `params`; from `init`, for a pattern of
+        `stacked` that fits no leaf.
 
     Differs from Optax:
       `optax.add_decayed_weights` adds the decay before the learning rate, and to every leaf
-      unless it is given a mask.
+      unless it is given a mask. Optax does not have `cautious` and `floor`.
+
+    When not to use:
+      `cautious` with updates that are often exactly 0, such as those of rare words: a weight
+      without an update does not decay here. The paper decays it.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> tx = decay_weights(0.1)
       >>> params = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
       >>> tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)[0]
       {'bias': Array([0.], dtype=float32), 'kernel': Array([[-0.1],
            [-0.1]], dtype=float32)}
+      >>> tx = decay_weights(0.1, cautious=True, mask=True)
+      >>> params, updates = jnp.array([1.0, -1.0]), jnp.array([0.5, 0.5])
+      >>> tx.update(updates, tx.init(params), params)[0]  # only the second weight shrinks
+      Array([0.5, 0.6], dtype=float32)
 
     Reference:
       Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019,
-      https://arxiv.org/abs/1711.05101.
+      https://arxiv.org/abs/1711.05101. For `cautious`: Chen et al., Cautious Weight Decay, 2025,
+      https://arxiv.org/abs/2510.12402.
     """
     rule = default_rule if fan_in_axes is None else fan_in_axes
 
@@ -74,16 +118,27 @@ def decay_weights(
         return mask(params) if is_function(mask) else mask
 
     def init(params: Tree) -> Tree:
-        masked(params)  # for its errors
-        return optax.EmptyState()
+        leaves = jax.tree.leaves(_chosen(masked(params), params))
+        return optax.EmptyState() if floor is None else DecayWeightsState(_norms(leaves))
 
     def update(updates: Tree, state: Tree, params: Tree, step: Step):
-        share = step.learning_rate * step.rate
+        decays = masked(params)
+        leaves, structure = jax.tree.flatten(_chosen(decays, params))
+        share = jnp.minimum(step.learning_rate * step.rate, 1.0)
+        shares = [share] * len(leaves)
+        if floor is not None:
+            pairs = zip(leaves, state.first_norms, strict=True)
+            shares = [down_to(step.floor, share, global_norm(leaf), first) for leaf, first in pairs]
 
-        def where_masked(decays: bool, updates: Tree, params: Tree) -> Tree:
-            return each_leaf(decayed, updates, params, share=share) if decays else updates
+        def where_masked(decays: bool, updates: Tree, params: Tree, shares: Tree) -> Tree:
+            if not decays:
+                return updates
+            if cautious is None:
+                return each_leaf(decayed, updates, params, shares)
+            return each_leaf(cautiously_decayed, updates, params, shares, strength=step.cautious)
 
-        return jax.tree.map(where_masked, masked(params), updates, params), state
+        shares = structure.unflatten(shares)
+        return jax.tree.map(where_masked, decays, updates, params, shares), state
 
     def metrics(seen: Observation) -> dict[str, jax.Array]:
         return {"weight_decay": seen.step.rate}
@@ -94,3 +149,36 @@ def decay_weights(
 def decayed(update: jax.Array, param: jax.Array, share: jax.Array) -> jax.Array:
     """u - eta lambda theta."""
     return update - share * param
+
+
+def cautiously_decayed(
+    update: jax.Array, param: jax.Array, share: jax.Array, strength: jax.Array
+) -> jax.Array:
+    """u - eta lambda (1 - s [Re(conj(u) theta) >= 0]) theta."""
+    does_not_shrink = jnp.real(jnp.conj(update) * param) >= 0
+    return update - jnp.where(does_not_shrink, share * (1.0 - strength), share) * param
+
+
+def down_to(floor: jax.Array, share: jax.Array, norm: jax.Array, first: jax.Array) -> jax.Array:
+    """The largest part of the share with (1 - share) n >= rho n_0."""
+    dtype = norm.dtype
+    least = floor.astype(dtype) * first.astype(dtype)
+    excess = 1.0 - least / jnp.where(norm == 0, 1.0, norm)
+    # Where the norm is NaN `fmin` takes the share, so that a NaN stays in its element.
+    return jnp.where(norm <= least, 0.0, jnp.fmin(share.astype(dtype), excess))
+
+
+def _chosen(mask: Tree, params: Tree) -> Tree:
+    """The parameters that decay, and None in the place of the others."""
+    return jax.tree.map(lambda decays, part: part if decays else None, mask, params)
+
+
+def _norms(leaves: list[Tree]) -> jax.Array:
+    """The norm of each leaf, in at least float32; 0 for shapes alone."""
+    dtype = promoted(jnp.float32, *(jnp.finfo(wide_dtype(leaf.dtype)).dtype for leaf in leaves))
+
+    def norm(leaf: Tree) -> jax.Array:
+        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jnp.zeros([], dtype) if is_shape else global_norm(leaf).astype(dtype)
+
+    return jnp.stack([norm(leaf) for leaf in leaves]) if leaves else jnp.zeros(0, dtype)

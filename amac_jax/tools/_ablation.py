@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from amac_jax._core.hyperparameters import value_at
+from amac_jax._core.hyperparameters import Hyperparameter, value_at
 from amac_jax._core.objective import check_objective
 from amac_jax._core.random.keys import Key, as_key_data, typed_key
 from amac_jax._core.ranges import POSITIVE, check
@@ -206,7 +206,7 @@ def _scores(job: _Job, width: int, data: Tree, values: dict[str, jax.Array], key
     def run(data, values, key):
         make_key, noise_key, data_key = jax.random.split(key, 3)
         params = job.make(make_key)
-        settings = {**dict(job.settings), **values, "key": noise_key}
+        settings = _all_off({**dict(job.settings), **values, "key": noise_key})
         tx = amac(job.learning_rate, job.steps, **settings)
         if job.batch is None:
             order = random_order(data_key, number_of_batches(data), job.steps)
@@ -235,6 +235,25 @@ def _scores(job: _Job, width: int, data: Tree, values: dict[str, jax.Array], key
         )
 
     return run_all(data, values, keys)
+
+
+def _all_off(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, where a technique that is off is off with all of its keywords.
+
+    Lookahead with a `slow_step_size` of 1 is off only if its `slow_momentum` is off too.
+    """
+    for row in ROWS:
+        for (first, off), (name, also) in zip(
+            row.off.items(), [*row.off.items()][1:], strict=False
+        ):
+            given, is_off = settings.get(name), settings[first] == off
+            if given is not None and not isinstance(given, str):
+                settings[name] = _where(is_off, also, given)
+    return settings
+
+
+def _where(condition: jax.Array, value: float, other: Hyperparameter) -> Hyperparameter:
+    return lambda count: jnp.where(condition, value, value_at(other, count))
 
 
 def _variants(techniques, learning_rate, settings, steps: int) -> dict[str, dict[str, float]]:
