@@ -383,7 +383,7 @@ JOBS = {
 def main() -> None:
     for name, job in JOBS.items():
         passes = "fresh data" if job.epochs is None else f"{job.epochs:.3g} passes"
-        print(f"{name:18s}{job.steps:4d} steps  {passes:12s}{job.metric:13s}{job.title}")
+        print(f"{name:18s}{job.steps:4d} steps  {passes:14s}{job.metric:13s}{job.title}")
 
 
 if __name__ == "__main__":

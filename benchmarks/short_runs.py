@@ -14,10 +14,10 @@ the policies of reinforcement learning with the weights they act with.
 Differences are tested with Welch's test, p corrected by Holm over the jobs. For fine-tuning the
 tables also say what is left of the kernels: norm after / norm before, of the one that lost most.
 
-Time: 1 to 10 seconds for ten runs of a job in one vmapped program on a free core, and about as long
-to compile; a quarter of an hour for everything. Every finished variant of a job is written at once.
-What is there is not run again unless its settings have changed; the library's version is one of
-them, its code between two versions is not.
+Time: every job is compiled four times, 15 to 60 seconds each on a core with other work beside it;
+two seeds of a variant then took 0.3 to 5 seconds. Every finished variant of a job is written at
+once. What is there is not run again unless its settings have changed. The library's version is one
+of them; its code between two versions is not, see `--again`.
 """
 
 import argparse

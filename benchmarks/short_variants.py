@@ -35,13 +35,13 @@ def automatic_adam(job: ShortJob, rate: None):
 
 
 ADAMW = {
-    f"adamw {rate:g}": Variant(adamw, last_weights, rate) for rate in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    f"adamw-{rate:g}": Variant(adamw, last_weights, rate) for rate in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 }
 AMAC = {
     "amac": Variant(automatic, amac_jax.averaged_params),
     "amac-adam": Variant(automatic_adam, amac_jax.averaged_params),
     **{
-        f"amac {rate:g}": Variant(amac, amac_jax.averaged_params, rate)
+        f"amac-{rate:g}": Variant(amac, amac_jax.averaged_params, rate)
         for rate in (2.5e-4, 5e-4, 1e-3)
     },
 }

@@ -136,7 +136,7 @@ def test_amac_is_called_as_it_comes(monkeypatch):
     calls = []
     monkeypatch.setattr(amac_jax, "amac", lambda *args, **given: calls.append((args, given)))
     for job in (JOBS["mlp-100"], JOBS["ppo"]):
-        for name in ("amac", "amac-adam", "amac 0.0005"):
+        for name in ("amac", "amac-adam", "amac-0.0005"):
             VARIANTS[name].build(job, VARIANTS[name].rate)
     assert calls == [
         (("auto", 100), {"epochs": 0.64}),
@@ -150,7 +150,7 @@ def test_amac_is_called_as_it_comes(monkeypatch):
 
 def test_adamw_is_optax_s_with_decay_of_kernels():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    tx = VARIANTS["adamw 0.01"].build(SimpleNamespace(steps=10), 0.01)
+    tx = VARIANTS["adamw-0.01"].build(SimpleNamespace(steps=10), 0.01)
     state = tx.init(params)
     updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), state, params)
     # The warm-up of a tenth is one step, whose rate is the peak; Adam's first step is the rate.
@@ -186,7 +186,7 @@ def line(monkeypatch):
 
 
 def test_variants_are_recorded_resumed_and_run_again(line, tmp_path, monkeypatch, capsys):
-    names = ["adamw 0.001", "adamw 0.01", "amac 0.001"]
+    names = ["adamw-0.001", "adamw-0.01", "amac-0.001"]
     options = ["--seeds", "2", "--out", str(tmp_path), "--variants"]
     short_runs.main([*options, *names])
     content = json.loads((tmp_path / "line.json").read_text())
@@ -206,18 +206,18 @@ def test_variants_are_recorded_resumed_and_run_again(line, tmp_path, monkeypatch
         ran.extend(short_runs.missing(name, path, args))
 
     monkeypatch.setattr(short_runs, "run_job", counted)
-    short_runs.main([*options, *names, "amac 0.0005"])
-    assert ran == ["amac 0.0005"]
+    short_runs.main([*options, *names, "amac-0.0005"])
+    assert ran == ["amac-0.0005"]
     short_runs.main(["--seeds", "3", *options[2:], names[0]])
     short_runs.main([*options, names[1], "--again"])
     short_runs.main([*options, names[1], "--again", "--report"])
-    assert ran == ["amac 0.0005", names[0], names[1]]
+    assert ran == ["amac-0.0005", names[0], names[1]]
 
 
 def test_a_run_that_fails_counts_as_the_worst(line):
     args = SimpleNamespace(seeds=2)
     figures = {"score": np.float32([1.0, np.nan]), "kernels": np.float32([1.0, np.inf])}
-    cell = short_runs.cell(line, VARIANTS["amac 0.001"], figures, 1.0, args)
+    cell = short_runs.cell(line, VARIANTS["amac-0.001"], figures, 1.0, args)
     assert cell["figures"] == {"score": [1.0, 9.0], "kernels": [1.0, None]}
     assert cell["failed"] == 1
 
@@ -231,17 +231,17 @@ def test_the_report_of_made_up_scores():
     cells = {
         "ppo": {
             **near,
-            "adamw 0.003": made([100.0, 101.0, 102.0]),
+            "adamw-0.003": made([100.0, 101.0, 102.0]),
             "amac": made([9.0, 10.0, 11.0]),
         },
-        "mlp-100": {**near, "adamw 0.01": made([1.0, 1.1, 0.9]), "amac": made([0.5, 0.6, 0.4])},
+        "mlp-100": {**near, "adamw-0.01": made([1.0, 1.1, 0.9]), "amac": made([0.5, 0.6, 0.4])},
         "finetune-text": {
-            "adamw 0.001": made([2.0, 2.1, 1.9], kernels=[0.9, 0.8, 0.95]),
+            "adamw-0.001": made([2.0, 2.1, 1.9], kernels=[0.9, 0.8, 0.95]),
             "amac": made([2.0, 2.1, 1.9], kernels=[0.3, 0.2, 0.4]),
         },
     }
-    assert short_report.bar_of("ppo", cells["ppo"]) == "adamw 0.003"  # more is better
-    assert short_report.bar_of("mlp-100", cells["mlp-100"]) == "adamw 0.01"  # less is better
+    assert short_report.bar_of("ppo", cells["ppo"]) == "adamw-0.003"  # more is better
+    assert short_report.bar_of("mlp-100", cells["mlp-100"]) == "adamw-0.01"  # less is better
     found = short_report.differences(cells, "amac")
     assert found["ppo"][0] == pytest.approx(-91)
     assert found["mlp-100"][0] == pytest.approx(0.5)
