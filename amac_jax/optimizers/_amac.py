@@ -85,8 +85,8 @@ EVERY_TECHNIQUE: dict[str, Any] = {
 
 _AUTO = dict.fromkeys(
     (
-        "centralize", "clip_value", "dampening", "weight_decay", "sync_period", "slow_step_size",
-        "average_start", "average_period",
+        "centralize", "clip_value", "dampening", "weight_decay", "decay_floor", "sync_period",
+        "slow_step_size", "average_start", "average_period",
     ),
     "auto",
 )  # fmt: skip
@@ -131,6 +131,8 @@ def amac(
         learning_rate    0.012 sqrt(1000 / T) of kernels in "muon", 0.01 (1000 / T)^(1/3) in "adam"
         c                the quotient of the second and the first
         weight_decay     E / 30, at least 0.05 and at most 0.8; 0.15 without E; at most 0.05 / eta
+        decay_floor      0.7 where the weight decay is "auto": decay alone leaves a kernel, such as
+                         a trained one, with at least this share of the norm that it came with
         warmup_steps, average_start, average_period    T / 10, 3 T / 4, 5
         end_ratio, b1, b2, eps    0.3; 0.95 in "muon" and 0.9 in "adam"; 0.999; 1e-8
         centralize, clip_value, sync_period    left out in "muon"; True, 1.0, 5 in "adam"
@@ -269,6 +271,7 @@ def amac_techniques(
     automatic = {
         **(_named(core) if isinstance(core, str) else CORES["adam"]).techniques,
         "dampening": techniques.get("momentum"),
+        "decay_floor": 0.7 if techniques.get("weight_decay") == "auto" else None,
         "slow_step_size": 0.8,
         "average_start": product(total_steps, AUTO_SHARES["average_start"]),
         "average_period": 5,
