@@ -228,9 +228,7 @@ class MatrixAxes(NamedTuple):
     fan_out: tuple[int, ...]
 
 
-def matrix_axes(
-    path: KeyPath, leaf: object, rule: FanInRule = fan_in_axes
-) -> MatrixAxes | None:
+def matrix_axes(path: KeyPath, leaf: object, rule: FanInRule = fan_in_axes) -> MatrixAxes | None:
     """The axes of a leaf as matrices, or None for a leaf that is not a kernel.
 
     The leading axes that `stacked` names are the stack. Without it a kernel is one matrix.

@@ -183,7 +183,9 @@ def products(tx, params):
 def test_equal_shapes_are_one_batch_and_large_matrices_are_not():
     small = {f"layer{i}": {"kernel": jnp.zeros((8, 4) if i % 2 else (4, 8))} for i in range(6)}
     assert len(products(scale_by_orthogonal(quintics=4), small)) == 4 * 3
-    large = {f"layer{i}": {"kernel": jax.ShapeDtypeStruct((1024, 512), "float32")} for i in range(2)}
+    large = {
+        f"layer{i}": {"kernel": jax.ShapeDtypeStruct((1024, 512), "float32")} for i in range(2)
+    }
     assert len(products(scale_by_orthogonal(quintics=3), large)) == 2 * 3 * 3
 
 

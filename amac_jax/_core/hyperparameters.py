@@ -73,9 +73,7 @@ def as_float(number: ArrayLike) -> jax.Array:
     return jnp.asarray(number).astype(jnp.result_type(float))
 
 
-def derived(
-    function: Callable[..., Any], *given: Hyperparameter
-) -> Hyperparameter:
+def derived(function: Callable[..., Any], *given: Hyperparameter) -> Hyperparameter:
     """function(np or jnp, *values) of hyperparameters at every step. For numbers it is a number.
 
     Example:

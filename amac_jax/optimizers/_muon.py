@@ -361,8 +361,13 @@ def quintics_of(given: int | Sequence[Quintic]) -> Sequence[Quintic]:
     """The polynomials for an argument `quintics`."""
     if isinstance(given, int) and given in MINIMAX:
         return MINIMAX[given]
-    if isinstance(given, Sequence) and given and all(
-        isinstance(row, Sequence) and len(row) == 3 and all(map(is_number, row)) for row in given
+    if (
+        isinstance(given, Sequence)
+        and given
+        and all(
+            isinstance(row, Sequence) and len(row) == 3 and all(map(is_number, row))
+            for row in given
+        )
     ):
         return tuple(tuple(map(float, row)) for row in given)
     raise ValueError(f"quintics must be 3, 4, 5 or triples of numbers, got {given!r}")

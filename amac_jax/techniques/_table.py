@@ -202,8 +202,6 @@ RANGES = {keyword: allowed for row in TECHNIQUES for keyword, allowed in row.ran
 class _Shared(TypedDict, total=False):
     clip_norm: Hyperparameter | None
     """Limit on the global norm of the gradients: `clip_by_global_norm`. Off: inf."""
-    centralize: Hyperparameter | None
-    """Share of its mean over the fan-in that a gradient loses: `centralize`. True is 1. Off: 0."""
     fan_in_axes: FanInRule | None
     """The rule that says which leaves are kernels. None: `amac_jax.fan_in_axes`."""
     noise: Hyperparameter | None
@@ -214,28 +212,18 @@ class _Shared(TypedDict, total=False):
     """"fast", "gaussian", "threefry" or a function (key, count, like) -> noise."""
     relative_noise: bool
     """Whether `noise` is in units of the root mean square of each leaf."""
-    clip_value: Hyperparameter | None
-    """Limit on each element of the core's output: `clip_by_value`. Off: inf."""
     momentum: Hyperparameter | None
     """Decay of the heavy-ball momentum of updates: `heavy_ball`. Off: 0, with `dampening` 0."""
     cautious_decay: Hyperparameter | None
     """Share of its decay that a weight is spared where its update does not shrink it. Off: 0."""
-    decay_floor: Hyperparameter | None
-    """Share of its first norm below which decay never takes a leaf. Off: None or 0."""
     decay_mask: Mask | None
     """The leaves that decay. None: kernels; True: every leaf."""
     layer_multipliers: Multipliers | None
     """Factors of whole updates, by path: `scale_by_layer`. Off: 1."""
     plateau: optax.GradientTransformation | None
     """A scaling of whole updates: `reduce_on_plateau()`. `update` then needs `value=loss`."""
-    sync_period: Hyperparameter | None
-    """Steps between synchronizations with slow weights: `lookahead`."""
-    slow_step_size: Hyperparameter
-    """Share of the way to the fast weights that the slow weights go. Off: 1, without momentum."""
     slow_momentum: Hyperparameter | None
     """Decay of Nesterov's momentum on the steps of the slow weights. Off: None or 0."""
-    average_period: Hyperparameter
-    """Steps from one averaged weight to the next."""
     average_decay: Hyperparameter | None
     """Decay of a moving average of the weights. Off: None or 1, the plain mean."""
     state_dtype: DTypeLike | None
@@ -249,10 +237,22 @@ class _Shared(TypedDict, total=False):
 class UndampedTechniques(_Shared, total=False):
     """The `Techniques` of an optimizer that has a `dampening` of its own."""
 
+    centralize: Hyperparameter | None
+    """Share of its mean over the fan-in that a gradient loses: `centralize`. True is 1. Off: 0."""
+    clip_value: Hyperparameter | None
+    """Limit on each element of the core's output: `clip_by_value`. Off: inf."""
     weight_decay: Hyperparameter | None
     """lambda: a step removes the share eta_t lambda_t of a weight: `decay_weights`. Off: 0."""
+    decay_floor: Hyperparameter | None
+    """Share of its first norm below which decay never takes a leaf. Off: None or 0."""
+    sync_period: Hyperparameter | None
+    """Steps between synchronizations with slow weights: `lookahead`."""
+    slow_step_size: Hyperparameter
+    """Share of the way to the fast weights that the slow weights go. Off: 1, without momentum."""
     average_start: Hyperparameter | None
     """The first step whose weights are averaged: `average_weights`. Off: inf."""
+    average_period: Hyperparameter
+    """Steps from one averaged weight to the next."""
 
 
 class Techniques(UndampedTechniques, total=False):
@@ -263,11 +263,23 @@ class Techniques(UndampedTechniques, total=False):
 
 
 class AutoTechniques(_Shared, total=False):
-    """The keywords of `amac`: "auto" derives a value from the length of the run."""
+    """The keywords of `amac`, which says what each "auto" stands for."""
 
+    centralize: Hyperparameter | Literal["auto"] | None
+    """Share of its mean over the fan-in that a gradient loses: `centralize`. Off: 0."""
+    clip_value: Hyperparameter | Literal["auto"] | None
+    """Limit on each element of the core's output: `clip_by_value`. Off: inf."""
     dampening: Hyperparameter | Literal["auto"]
     """Share of an update that momentum leaves out. "auto": the momentum."""
     weight_decay: Hyperparameter | Literal["auto"] | None
-    """lambda, of `decay_weights`. "auto": 3 / (learning_rate total_steps). Off: 0."""
+    """lambda, of `decay_weights`. Off: 0."""
+    decay_floor: Hyperparameter | Literal["auto"] | None
+    """Share of its first norm below which decay never takes a leaf. Off: None or 0."""
+    sync_period: Hyperparameter | Literal["auto"] | None
+    """Steps between synchronizations with slow weights: `lookahead`."""
+    slow_step_size: Hyperparameter | Literal["auto"]
+    """Share of the way to the fast weights that the slow weights go. Off: 1, without momentum."""
     average_start: Hyperparameter | Literal["auto"] | None
     """The first step whose weights are averaged. "auto": three quarters of the run."""
+    average_period: Hyperparameter | Literal["auto"]
+    """Steps from one averaged weight to the next."""
