@@ -156,6 +156,7 @@ def schedule_free_weights(state: Any, params: Any) -> Any:
 
 
 END, AVERAGE_FROM = 0.3, 0.75  # of AMaC's defaults, see `amac_jax.amac`
+AUTO_LOW, AUTO_HIGH = Settings(1 / 3, 1 / 4, 0.03, 0.0), Settings(3.0, 4.0, 0.3, 0.3)
 ADAM = Settings(5e-3, 0.1, 0.1, 0.1), Settings(1e-3, 1e-2, 0.02, 0.0), Settings(0.1, 1.0, 0.4, 0.3)
 
 
@@ -171,17 +172,15 @@ def space(rate: float = 1.0):
     return (lambda length: default), low, high
 
 
-def around_auto(one_minus_b1: float):
+def around_auto():
     """AMaC's defaults, and a space around them."""
-    default = Settings(1.0, 1.0, one_minus_b1, 0.1)
-    low, high = Settings(1 / 3, 1 / 4, 0.4, 0.0), Settings(3.0, 4.0, 4.0, 0.3)
-    low, high = (end._replace(one_minus_b1=end.one_minus_b1 * one_minus_b1) for end in (low, high))
-    return (lambda length: default), low, high
+    default = Settings(1.0, 1.0, 0.1, 0.1)
+    return (lambda length: default), AUTO_LOW, AUTO_HIGH
 
 
 CONTENDERS = {
-    "amac": Contender(amac("muon"), *around_auto(0.05), amac_jax.averaged_params),
-    "amac-adam": Contender(amac("adam"), *around_auto(0.1), amac_jax.averaged_params),
+    "amac": Contender(amac("muon"), *around_auto(), amac_jax.averaged_params),
+    "amac-adam": Contender(amac("adam"), *around_auto(), amac_jax.averaged_params),
     "adamw": Contender(classic(amac_jax.adamw), *space(), last_weights),
     "adamw+swa": Contender(averaged_adamw(None), *space(), amac_jax.averaged_params),
     "adamw+ema": Contender(averaged_adamw(0.1), *space(), amac_jax.averaged_params),

@@ -105,6 +105,17 @@ OPTIMIZERS = {
         amac_jax.lion,
         {**RATE, "b1": (0.9, 0.5), "b2": (0.9, 0.2), "weight_decay": (0.1, 0.3)},
     ),
+    "muon": Case(
+        amac_jax.muon,
+        {
+            **RATE,
+            "b1": (0.9, 0.5),
+            "b2": (0.9, 0.5),
+            "rms": (0.2, 0.5),
+            "others_multiplier": (1.0, 0.3),
+            "weight_decay": (0.1, 0.3),
+        },
+    ),
     "sophia": Case(
         supplied(amac_jax.sophia, value_fn=bowl),
         {
@@ -230,6 +241,7 @@ CASES = {
         {
             **RATE,
             "total_steps": (20, 12),
+            "epochs": (12.0, 3.0),
             "warmup_steps": (3, 2),
             "end_ratio": (0.3, 0.6),
             **BETAS,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Unpack
 
 import optax
 
-from amac_jax._core.boundary import Transformation
 from amac_jax._core.hyperparameters import Hyperparameter, derived, is_number, product
 from amac_jax._core.ranges import COUNT, DECAY, NON_NEGATIVE, POSITIVE, UNIT, Range, check, checked
 from amac_jax._core.types import Keywords, is_function
@@ -30,7 +30,6 @@ class Core(NamedTuple):
 
     rate: Callable[[Any, Any], Any]  # (xp, total_steps) -> the peak of the learning rate
     build: Callable[..., optax.GradientTransformation]  # (total_steps, b1, b2, eps)
-    b1: float
     techniques: Keywords  # what "auto" stands for; None for a keyword that is not here
 
 
@@ -40,8 +39,8 @@ def adam_rate(xp: Any, total_steps: Any) -> Any:
 
 
 def muon_rate(xp: Any, total_steps: Any) -> Any:
-    """Muon's learning rate: 0.012 in a run of 1,000 steps, less in a longer one."""
-    return 0.012 * (1000.0 / total_steps) ** 0.5
+    """Muon's learning rate: 0.015 in a run of 1,000 steps, less in a longer one."""
+    return 0.015 * (1000.0 / total_steps) ** 0.5
 
 
 def decay_of(xp: Any, epochs: Any) -> Any:
@@ -65,8 +64,8 @@ def _muon(total_steps: Hyperparameter, b1: Hyperparameter, b2: Hyperparameter, e
 
 
 CORES: Mapping[str, Core] = {
-    "muon": Core(muon_rate, _muon, 0.95, {}),
-    "adam": Core(adam_rate, _adam, 0.9, {"centralize": True, "clip_value": 1.0, "sync_period": 5}),
+    "muon": Core(muon_rate, _muon, {}),
+    "adam": Core(adam_rate, _adam, {"centralize": True, "clip_value": 1.0, "sync_period": 5}),
 }
 """The cores of `amac` by their names, and the techniques that each has by default."""
 
@@ -93,7 +92,7 @@ _AUTO = dict.fromkeys(
 
 
 @takes_techniques(**_AUTO)
-@checked(total_steps=COUNT, epochs=POSITIVE)
+@checked(total_steps=COUNT, epochs=POSITIVE, b1=DECAY, b2=DECAY, eps=NON_NEGATIVE)
 def amac(
     learning_rate: Hyperparameter | Literal["auto"],
     total_steps: Hyperparameter,
@@ -102,15 +101,15 @@ def amac(
     epochs: Hyperparameter | None = None,
     warmup_steps: Hyperparameter | Literal["auto"] | None = "auto",
     end_ratio: Hyperparameter | Literal["auto"] = "auto",
-    b1: Hyperparameter | Literal["auto"] = "auto",
-    b2: Hyperparameter | Literal["auto"] = "auto",
-    eps: Hyperparameter | Literal["auto"] = "auto",
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
     **techniques: Unpack[AutoTechniques],
 ) -> optax.GradientTransformationExtraArgs:
     """AMaC: tell it the number of steps, and every other value follows.
 
-    `amac("auto", total_steps)` is the default, and `amac("auto", total_steps, epochs=...)` is better
-    where the run passes over its data several times:
+    `amac("auto", total_steps)` needs nothing else. Where the run passes over its data several
+    times, `amac("auto", total_steps, epochs=...)` is better:
 
         M <- b1 M + (1 - b1) G;   O = U V^H of b1 M + (1 - b1) G = U S V^H
         theta <- theta - eta_t (0.2 sqrt(max(fan-in, fan-out)) O + lambda theta)    kernels
@@ -128,13 +127,13 @@ def amac(
 
     What "auto" stands for, with T = `total_steps` and E = `epochs`:
 
-        learning_rate    0.012 sqrt(1000 / T) of kernels in "muon", 0.01 (1000 / T)^(1/3) in "adam"
+        learning_rate    0.015 sqrt(1000 / T) of kernels in "muon", 0.01 (1000 / T)^(1/3) in "adam"
         c                the quotient of the second and the first
         weight_decay     E / 30, at least 0.05 and at most 0.8; 0.15 without E; at most 0.05 / eta
         decay_floor      0.7 where the weight decay is "auto": decay alone leaves a kernel, such as
                          a trained one, with at least this share of the norm that it came with
         warmup_steps, average_start, average_period    T / 10, 3 T / 4, 5
-        end_ratio, b1, b2, eps    0.3; 0.95 in "muon" and 0.9 in "adam"; 0.999; 1e-8
+        end_ratio        0.3
         centralize, clip_value, sync_period    left out in "muon"; True, 1.0, 5 in "adam"
         slow_step_size, dampening    0.8, `momentum`
 
@@ -155,7 +154,7 @@ def amac(
       warmup_steps: in steps. Off: None or 0.
       end_ratio: the learning rate from `total_steps` on, as a share of the peak, in [0, 1]. Off: 1,
         a constant rate. At 0 averaging changes little.
-      b1: decay of the momentum of kernels in "muon", of the first moment in "adam"; in [0, 1).
+      b1: decay of the momentum of kernels in "muon", and of Adam's first moment; in [0, 1).
       b2, eps: as in `adam`, for all leaves that Adam moves.
       momentum: mu; see `heavy_ball`. Off: None or 0.
       dampening: with mu, the learning rate has the same meaning as without momentum. At 0 its
@@ -200,13 +199,10 @@ def amac(
     if isinstance(core, str):
         row = _named(core)
         usual_rate: Any = derived(row.rate, total_steps)
-        b1, b2 = _auto("b1", b1, row.b1, DECAY), _auto("b2", b2, 0.999, DECAY)
-        eps = _auto("eps", eps, 1e-8, NON_NEGATIVE)
         transformation = row.build(total_steps, b1, b2, eps)
     else:
-        _check_own_core(learning_rate, b1=b1, b2=b2, eps=eps)
+        _check_own_core(core, learning_rate, b1=b1, b2=b2, eps=eps)
         usual_rate, transformation = learning_rate, core
-        b1 = b2 = eps = None
     peak = _auto("learning_rate", learning_rate, usual_rate, NON_NEGATIVE)
     around = amac_techniques(total_steps, core, **{**_AUTO, **techniques})
     decay = auto_weight_decay(peak, epochs)
@@ -224,8 +220,8 @@ def amac(
         rate = warmup_cosine(peak, total_steps, 0 if warmup_steps is None else warmup_steps, end)
     tx = compose(transformation, rate, **around)
     automatic = {
-        "learning_rate": peak, "warmup_steps": warmup_steps, "end_ratio": end_ratio, "b1": b1,
-        "b2": b2, "eps": eps, **{name: around.get(name) for name in _AUTO},
+        "learning_rate": peak, "warmup_steps": warmup_steps, "end_ratio": end_ratio,
+        **{name: around.get(name) for name in _AUTO},
     }  # fmt: skip
     tx.resolved = {  # pyright: ignore[reportAttributeAccessIssue]
         name: float(f"{value:.6g}") if isinstance(value, float) else value
@@ -296,9 +292,12 @@ def amac_techniques(
 
 def _named(core: str) -> Core:
     if core not in CORES:
-        names = ", ".join(map(repr, CORES))
-        raise ValueError(f"core must be {names} or a transformation, got {core!r}")
+        raise ValueError(_cores(core))
     return CORES[core]
+
+
+def _cores(given: object) -> str:
+    return f"core must be {', '.join(map(repr, CORES))} or a transformation, got {given!r}"
 
 
 def _auto(name: str, value: Any, derived: Any, allowed: Range | None = None) -> Any:
@@ -313,15 +312,17 @@ def _auto(name: str, value: Any, derived: Any, allowed: Range | None = None) -> 
     return value
 
 
-def _check_own_core(learning_rate: Any, **arguments: Any) -> None:
+def _check_own_core(core: Any, learning_rate: Any, **arguments: Any) -> None:
     """Refuses what "auto" cannot know, and what would do nothing, with a core of the user's own."""
+    if not hasattr(core, "update"):
+        raise ValueError(_cores(core))
     if isinstance(learning_rate, str):
         raise ValueError(
             f"learning_rate must be a number or a schedule with a core of your own, "
             f"got {learning_rate!r}"
         )
     for name, value in arguments.items():
-        if not (isinstance(value, str) and value == "auto"):
+        if not is_number(value) or value != inspect.signature(amac).parameters[name].default:
             raise ValueError(f"{name} must be given to a core of your own itself, got {value!r}")
 
 

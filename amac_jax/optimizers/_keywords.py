@@ -84,8 +84,9 @@ def takes_techniques(**defaults: Any) -> Callable[[Factory], Factory]:
                 arguments.apply_defaults()
                 written = dict(arguments.arguments)
                 techniques = written.pop("techniques", {})
-                written |= techniques
-                tx.description = described(factory.__name__, {**written, **tx.resolved})
+                written |= {**techniques, **tx.resolved}
+                left_out = {name for name, value in given.items() if value is None}
+                tx.description = described(factory.__name__, written, left_out)
             return tx
 
         build.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]

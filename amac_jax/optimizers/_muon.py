@@ -19,7 +19,7 @@ from amac_jax._core.hyperparameters import Hyperparameter, is_number, step_numbe
 from amac_jax._core.leaves import each_leaf, zeros_like
 from amac_jax._core.moments import abs_square, bias_corrected, moving_average
 from amac_jax._core.paths import check_fits, check_patterns, first_fit, is_masked
-from amac_jax._core.polar import MINIMAX, NEWTON_SCHULZ, Quintic, polar_factor
+from amac_jax._core.polar import MINIMAX, Quintic, polar_factor
 from amac_jax._core.ranges import DECAY, NON_NEGATIVE, POSITIVE, checked
 from amac_jax._core.types import Tree
 from amac_jax.kernels import FanInRule, MatrixAxes, check_rule, matrix_axes
