@@ -11,8 +11,8 @@ learning rate, each of its techniques switched (those it has on off, those it ha
 at a constant rate with nothing around it, and that with each technique added. Variants share seeds,
 so that differences are paired. A finished workload is written at once, to the folder of its core in
 --out, and what is there is not run again unless its settings have changed. The scores are those of
-the test data. `--report` also reads recordings that lie in --out itself: those of version 0.1,
-around Adam at the rate 0.005.
+the test data. `--report` also reads recordings that lie in --out itself: the first ones, around
+Adam at a rate of 0.005 for all jobs.
 """
 
 import argparse

@@ -484,7 +484,7 @@ def test_the_ablation_is_recorded_reported_and_resumed(short, tmp_path, monkeypa
     assert content(tmp_path / "muon") == recorded
 
 
-def test_an_ablation_of_version_0_1_is_still_reported(short, tmp_path, capsys):
+def test_an_ablation_outside_the_folders_of_cores_is_reported(short, tmp_path, capsys):
     scores = {"amac": [3, 4], "adam": [5, 6], "amac with noise": [2, 4], "adam with noise": [5, 5]}
     (tmp_path / "short.json").write_text(json.dumps({"scores": scores, "failed": {}}))
     ablation.main(["--report", "--out", str(tmp_path)])

@@ -110,9 +110,10 @@ def ablate(
 
     The core alone, "muon" or "adam" among the scores and "core" for one of your own, runs at the
     constant rate `learning_rate` with nothing around it. A technique has AMaC's values around this
-    core. Where AMaC has it off there, lookahead has the values that AMaC has around Adam, and every
-    other technique its trial value. `cautious_decay` brings AMaC's weight decay with it, and
-    `slow_momentum`, which is 0.5, brings lookahead with a `slow_step_size` of 0.7.
+    core. Where AMaC has it off there, it is tried at 1 (`clip_norm`, `centralize`, `clip_value`),
+    0.5 (`momentum`), 0.1 (`noise`, `weight_decay`), and all else at AMaC's value around Adam.
+    `cautious_decay` brings AMaC's weight decay with it, and `slow_momentum`, which is tried at 0.5,
+    brings lookahead with a `slow_step_size` of 0.7.
 
     Args:
       loss_fn: a function of parameters and a batch that returns a scalar.
@@ -177,21 +178,19 @@ def ablate(
     if score_fn is None and make_batch:
         raise ValueError("score_fn must be given where batches is a function, got None")
     key = typed_key(as_key_data(key), like=key)
-    tx = amac(learning_rate, int(steps), core=core, epochs=epochs, **settings)
-    found: Keywords = tx.resolved  # pyright: ignore[reportAttributeAccessIssue]
+    found = _resolved(learning_rate, steps, core=core, epochs=epochs, **settings)
     peak = found["learning_rate"]
-    tx = amac(peak, int(steps), core="adam", epochs=epochs)
-    usual: Keywords = tx.resolved  # pyright: ignore[reportAttributeAccessIssue]
+    around_adam = _resolved(peak, steps, core="adam", epochs=epochs)
     plain = core if isinstance(core, str) else "core"
-    variants = _variants(plain, techniques, {**settings, **found}, usual)
+    variants = _variants(plain, techniques, {**settings, **found}, around_adam)
+    switched = variants["amac"].keys()
+    sync_period = found["sync_period"] or around_adam["sync_period"]
     constants = {
-        **{name: value for name, value in settings.items() if name not in variants["amac"]},
+        **{name: value for name, value in settings.items() if name not in switched},
         "core": core,
         "decay_floor": found["decay_floor"],
-        "sync_period": None,
+        "sync_period": sync_period if "slow_step_size" in switched else None,
     }
-    if "slow_step_size" in variants["amac"]:
-        constants["sync_period"] = found["sync_period"] or usual["sync_period"]
     job = _Job(
         loss_fn=loss_fn,
         make=params if is_function(params) else lambda key: params,
@@ -210,7 +209,7 @@ def ablate(
     every_key = jnp.tile(keys, len(variants))
     values = {
         name: jnp.repeat(jnp.asarray([row[name] for row in variants.values()]), len(keys))
-        for name in variants["amac"]
+        for name in switched
     }
     scores = _scores(job, width or len(every_key), data, values, every_key)
     return _ablation(
@@ -267,8 +266,14 @@ def _scores(job: _Job, width: int, data: Tree, values: dict[str, jax.Array], key
     return run_all(data, values, keys)
 
 
+def _resolved(learning_rate: float | Literal["auto"], steps: int, **settings: Any) -> Keywords:
+    """What `amac` makes of these arguments; None for what it leaves out."""
+    tx = amac(learning_rate, int(steps), **settings)
+    return tx.resolved  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _variants(
-    plain: str, techniques: tuple[str, ...], found: Keywords, usual: Keywords
+    plain: str, techniques: tuple[str, ...], found: Keywords, around_adam: Keywords
 ) -> dict[str, dict[str, float]]:
     """The value of every switched keyword, for each variant by name.
 
@@ -276,10 +281,10 @@ def _variants(
       plain: the name of the core alone.
       techniques: names in `TECHNIQUES`.
       found: the keywords of AMaC around this core.
-      usual: those around Adam, where AMaC has more techniques on.
+      around_adam: those around Adam, where AMaC has more techniques on.
     """
     own = {name: _number(name, found[name]) for name in OFF if found.get(name) is not None}
-    auto = {**usual, **{name: value for name, value in own.items() if value != OFF[name]}}
+    auto = {**around_adam, **{name: value for name, value in own.items() if value != OFF[name]}}
     keywords = own.keys() | {name for chosen in techniques for name in TECHNIQUES[chosen].on}
     off = {name: value for name, value in OFF.items() if name in keywords}
     as_amac = {**off, **own}
