@@ -472,15 +472,27 @@ def test_a_run_that_diverges_counts_as_the_worst(short, tmp_path, monkeypatch):
 def test_the_ablation_is_recorded_reported_and_resumed(short, tmp_path, monkeypatch, capsys):
     arguments = ["--seeds", "2", "--out", str(tmp_path), "--workloads", "short"]
     ablation.main(arguments)
-    recorded = content(tmp_path)
-    assert len(recorded["scores"]) == 22
-    assert (tmp_path / "effects.png").stat().st_size > 1000
+    recorded = content(tmp_path / "muon")
+    assert len(recorded["scores"]) == 26
+    assert (tmp_path / "muon" / "effects.png").stat().st_size > 1000
     text = capsys.readouterr().out
     assert "| centralize | +0 ± 0 |" in text  # a vector has no fan-in
+    assert "### Added to Muon" in text
     monkeypatch.setattr(ablation, "run", None)
     monkeypatch.setattr(ablation, "report", lambda folder: None)  # drawn above
     ablation.main(arguments)
-    assert content(tmp_path) == recorded
+    assert content(tmp_path / "muon") == recorded
+
+
+def test_an_ablation_outside_the_folders_of_cores_is_reported(short, tmp_path, capsys):
+    scores = {"amac": [3, 4], "adam": [5, 6], "amac with noise": [2, 4], "adam with noise": [5, 5]}
+    (tmp_path / "short.json").write_text(json.dumps({"scores": scores, "failed": {}}))
+    ablation.main(["--report", "--out", str(tmp_path)])
+    text = capsys.readouterr().out
+    in_amac, added = text.split("### Added to Adam")
+    assert "| noise | +0.5 ± 6.4 |" in in_amac  # Rosenbrock's loss: less is better
+    assert "| noise | +0.5 ± 6.4 |" in added
+    assert "clip_norm" not in text
 
 
 @pytest.mark.parametrize(
@@ -491,6 +503,7 @@ def test_the_ablation_is_recorded_reported_and_resumed(short, tmp_path, monkeypa
         (compare, ["--seeds", "1"], "--seeds must be at least 2"),
         (compare, ["--trials", "0"], "must be at least 1, got 0"),
         (ablation, ["--seeds", "1"], "--seeds must be at least 2"),
+        (ablation, ["--core", "lion"], "invalid choice: 'lion'"),
     ],
 )
 def test_bad_options_are_one_line(program, argv, message, capsys):

@@ -108,7 +108,7 @@ def test_the_rooms_are_those_of_the_table():
 
 # The public names.
 
-INTERNAL = {"amac_techniques", "auto_weight_decay"}  # public in their room alone
+INTERNAL = {"amac_techniques"}  # public in their room alone
 MODULES = {"recipes", "tools", "landscapes", "plotting"}
 ON_DEMAND = ["ablate", "landscapes", "lr_range_test", "plotting", "recompute_batch_stats", "tools"]
 

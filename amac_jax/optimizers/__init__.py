@@ -7,7 +7,7 @@ from amac_jax.optimizers._adabelief import ScaleByAdabeliefState, adabelief, sca
 from amac_jax.optimizers._adam import adam, adamax, adamw, amsgrad, nadam
 from amac_jax.optimizers._adagrad import adagrad, rmsprop
 from amac_jax.optimizers._amac import (
-    AUTO_SHARES, EVERY_TECHNIQUE, amac, amac_techniques, auto_weight_decay,
+    AUTO_SHARES, EVERY_TECHNIQUE, amac, amac_techniques,
 )  # fmt: skip
 from amac_jax.optimizers._amac_reference import amac_reference
 from amac_jax.optimizers._compose import compose
@@ -22,7 +22,7 @@ __all__ = [  # noqa: RUF022, by kind
     "compose", "amac", "amac_reference", "sgd", "momentum", "nesterov", "adagrad", "rmsprop",
     "adam", "adamw", "amsgrad", "adamax", "nadam", "radam", "adabelief", "lion", "sophia",
     "muon", "newton", "recipes", "scale_by_adabelief", "scale_by_newton", "scale_by_orthogonal",
-    "scale_by_radam", "scale_by_sophia", "NEWTON_SCHULZ", "AUTO_SHARES",
-    "EVERY_TECHNIQUE", "amac_techniques", "auto_weight_decay",
+    "scale_by_radam", "scale_by_sophia", "NEWTON_SCHULZ", "AUTO_SHARES", "EVERY_TECHNIQUE",
+    "amac_techniques",
     "ScaleByAdabeliefState", "ScaleByOrthogonalState", "ScaleByRadamState", "ScaleBySophiaState",
 ]  # fmt: skip
