@@ -110,7 +110,6 @@ OPTIMIZERS = {
         {
             **RATE,
             "b1": (0.9, 0.5),
-            "b2": (0.9, 0.5),
             "rms": (0.2, 0.5),
             "others_multiplier": (1.0, 0.3),
             "weight_decay": (0.1, 0.3),

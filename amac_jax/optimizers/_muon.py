@@ -15,9 +15,9 @@ from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
 from amac_jax._core.boundary import Stage, Step, stage_of, technique
-from amac_jax._core.hyperparameters import Hyperparameter, is_number, step_number
+from amac_jax._core.hyperparameters import Hyperparameter, is_number
 from amac_jax._core.leaves import each_leaf, zeros_like
-from amac_jax._core.moments import abs_square, bias_corrected, moving_average
+from amac_jax._core.moments import moving_average
 from amac_jax._core.paths import check_fits, check_patterns, first_fit, is_masked
 from amac_jax._core.polar import MINIMAX, Quintic, polar_factor
 from amac_jax._core.ranges import DECAY, NON_NEGATIVE, POSITIVE, checked
@@ -27,9 +27,6 @@ from amac_jax.kernels import fan_in_axes as default_rule
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._keywords import takes_techniques
 from amac_jax.techniques import Techniques
-
-EPS = 1e-16
-"""Added to the mean squares of units: below the squares of all but vanishing updates."""
 
 BATCHED_BELOW = 1 << 18
 """Matrices with fewer elements than this are multiplied in one batch with others of their shape."""
@@ -41,7 +38,6 @@ def muon(
     learning_rate: Hyperparameter,
     *,
     b1: Hyperparameter = 0.95,
-    b2: Hyperparameter | None = None,
     nesterov: bool = True,
     rms: Hyperparameter = 0.2,
     quintics: int | Sequence[Quintic] = 4,
@@ -62,7 +58,7 @@ def muon(
 
     Args:
       learning_rate: eta, as large as for AdamW; >= 0.
-      b1, b2, nesterov, rms, quintics, product_dtype, exclude, others: as in
+      b1, nesterov, rms, quintics, product_dtype, exclude, others: as in
         `scale_by_orthogonal`.
       others_multiplier: c, a factor of the rate of `others`; >= 0.
       fan_in_axes: the rule that says which leaves are kernels, for the core and for techniques.
@@ -91,7 +87,6 @@ def muon(
     """
     core = scale_by_orthogonal(
         b1,
-        b2,
         nesterov=nesterov,
         rms=rms,
         quintics=quintics,
@@ -105,17 +100,15 @@ def muon(
 
 
 class ScaleByOrthogonalState(NamedTuple):
-    """The momentum of kernels, the mean squares of their units, and the state of all else."""
+    """The momentum of kernels, and the state of all else."""
 
     mu: Tree  # the kernels' shapes, at least float32; MaskedNode for every other leaf
-    nu: Tree | None  # (stack..., fan-out...) for each kernel, the same dtype; None without b2
     others: Tree  # the state of `others`
 
 
-@technique(b1=DECAY, b2=DECAY, rms=POSITIVE, others_multiplier=NON_NEGATIVE)
+@technique(b1=DECAY, rms=POSITIVE, others_multiplier=NON_NEGATIVE)
 def scale_by_orthogonal(
     b1: Hyperparameter = 0.95,
-    b2: Hyperparameter | None = None,
     *,
     nesterov: bool = True,
     rms: Hyperparameter = 0.2,
@@ -135,12 +128,7 @@ def scale_by_orthogonal(
         d = r sqrt(max(fan-in, fan-out)) O                     the root mean square of d is r
 
     Every direction of a layer's input and output thus moves equally far, however small its share
-    of the gradient. All other leaves (biases, scales, embeddings) are moved by `others`. With
-    `b2`, every output unit o (a column of O) is first divided by its typical size:
-
-        v_o <- b2 v_o + (1 - b2) mean over the fan-in of |O_o|^2;   O_o <- O_o / sqrt(v_o)
-
-    Here v_o is freed of its bias, and O is then scaled to the same root mean square.
+    of the gradient. All other leaves (biases, scales, embeddings) are moved by `others`.
 
     Place it where Adam's core stands: it sees gradients. Its direction does not depend on the
     scale of the gradient. With r = 0.2 its steps are about as large as Adam's.
@@ -156,8 +144,6 @@ def scale_by_orthogonal(
 
     Args:
       b1: decay of the momentum, in [0, 1).
-      b2: decay of the mean squares of output units, in [0, 1), as in NorMuon; 0.95 is usual.
-        Off: None, no state.
       nesterov: whether the gradient is counted once more.
       rms: r, the root mean square of d; > 0.
       quintics: the polynomials a s + b s^3 + c s^5 that take singular values to about 1, one
@@ -199,8 +185,7 @@ def scale_by_orthogonal(
 
     Reference:
       Jordan et al., Muon, 2024, https://kellerjordan.github.io/posts/muon/. For r: Liu et al., Muon
-      is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982. For b2: Li et al.,
-      NorMuon, 2025, https://arxiv.org/abs/2510.05491.
+      is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982.
     """
     polynomials = quintics_of(quintics)
     rule = default_rule if fan_in_axes is None else fan_in_axes
@@ -215,28 +200,20 @@ def scale_by_orthogonal(
         check_rule(rule, params)
         check_fits("exclude", exclude, params)
         kernels, rest = parted(params, axes_of)
-        mu, nu = zeros_like(kernels), None
-        if b2 is not None:
-            nu = jax.tree_util.tree_map_with_path(
-                lambda path, m: jnp.zeros_like(m).mean(axis=axes_of(path, m).fan_in).real, mu
-            )
-        return ScaleByOrthogonalState(mu, nu, inner.begin(rest))
+        return ScaleByOrthogonalState(zeros_like(kernels), inner.begin(rest))
 
     def update(updates: Tree, state: ScaleByOrthogonalState, params: Tree, step: Step):
         gradients, rest = parted(updates, axes_of)
         mu = moving_average(step.b1, state.mu, gradients)
         momentum = moving_average(step.b1, mu, gradients) if nesterov else mu
         direction = orthogonal(momentum, axes_of, polynomials, product_dtype)
-        nu = state.nu
-        if nu is not None:
-            direction, nu = evened(direction, nu, axes_of, step)
         direction = scaled(direction, axes_of, step.rms)
         rest_params = None if params is None else parted(params, axes_of)[1]
         rest, others_state = inner.update(
             rest, state.others, rest_params, inner.at(step, rest_params)
         )
         rest = each_leaf(lambda d, m: m * d, rest, m=step.others_multiplier)
-        return joined(direction, rest), ScaleByOrthogonalState(mu, nu, others_state)
+        return joined(direction, rest), ScaleByOrthogonalState(mu, others_state)
 
     return Stage(update, init)
 
@@ -322,26 +299,6 @@ def sizes(kernel: jax.Array, axes: Sequence[int]) -> tuple[int, ...]:
 def is_explicit(x: jax.Array) -> bool:
     """Whether the program says where this array lies, and XLA does not choose."""
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
-
-
-def evened(direction: Tree, nu: Tree, axes_of: AxesOf, step: Step) -> tuple[Tree, Tree]:
-    """O with every output unit divided by its typical size, and the new mean squares."""
-
-    def mean_square(path: KeyPath, o: jax.Array) -> jax.Array:
-        return jnp.mean(abs_square(o), axis=axes_of(path, o).fan_in)
-
-    def divided(path: KeyPath, o: jax.Array, v: jax.Array) -> jax.Array:
-        axes = axes_of(path, o)
-        o = o * jnp.expand_dims(jax.lax.rsqrt(v + EPS), axes.fan_in)
-        # A matrix with singular values of 1 has the mean square 1 / larger side.
-        both = axes.fan_in + axes.fan_out
-        mean = jnp.mean(abs_square(o), axis=both, keepdims=True)
-        return o * jax.lax.rsqrt(larger_side(o, axes) * mean + EPS)
-
-    squares = jax.tree_util.tree_map_with_path(mean_square, direction)
-    nu = moving_average(step.b2, nu, squares)
-    v_hat = bias_corrected(nu, step.b2, step_number(step.count))
-    return jax.tree_util.tree_map_with_path(divided, direction, v_hat), nu
 
 
 def scaled(direction: Tree, axes_of: AxesOf, rms: jax.Array) -> Tree:
