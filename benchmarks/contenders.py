@@ -1,7 +1,7 @@
 """The optimizers that `compare.py` compares, each a function of the same four hyperparameters."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optax
@@ -121,7 +121,7 @@ def layout_muon(settings: Settings, length: Length, key: Any):
     )
 
 
-def amac(core: str):
+def amac(core: Literal["muon", "adam"]):
     """AMaC; its rate and its decay are in units of the values that "auto" stands for."""
 
     def build(settings: Settings, length: Length, key: Any):
@@ -141,7 +141,7 @@ def amac(core: str):
     return build
 
 
-def automatic(core: str, length: Length) -> Mapping[str, Any]:
+def automatic(core: Literal["muon", "adam"], length: Length) -> Mapping[str, Any]:
     """What `amac` makes of the number of steps and of passes alone."""
     tx = amac_jax.amac("auto", length.steps, core=core, epochs=length.passes)
     return tx.resolved  # pyright: ignore[reportAttributeAccessIssue]

@@ -82,7 +82,7 @@ EVERY_TECHNIQUE: dict[str, Any] = {
 }
 """Keywords of `amac` that switch on every technique of the published optimizer."""
 
-_AUTO = dict.fromkeys(
+_AUTO: dict[str, Any] = dict.fromkeys(
     (
         "centralize", "clip_value", "dampening", "weight_decay", "decay_floor", "sync_period",
         "slow_step_size", "average_start", "average_period",
@@ -204,23 +204,22 @@ def amac(
         _check_own_core(core, learning_rate, b1=b1, b2=b2, eps=eps)
         usual_rate, transformation = learning_rate, core
     peak = _auto("learning_rate", learning_rate, usual_rate, NON_NEGATIVE)
-    around = amac_techniques(total_steps, core, **{**_AUTO, **techniques})
+    settings: dict[str, Any] = {**_AUTO, **techniques}
+    around = amac_techniques(total_steps, core, **settings)
     decay = auto_weight_decay(peak, epochs)
     around["weight_decay"] = _auto("weight_decay", around["weight_decay"], decay)
     if is_function(learning_rate):
         _check_no_shape(warmup_steps=warmup_steps, end_ratio=end_ratio)
-        warmup_steps = end_ratio = None
-        rate = learning_rate
+        warmup, end = None, None
+        rate = peak
     else:
-        warmup_steps = _auto(
-            "warmup_steps", warmup_steps, product(total_steps, AUTO_SHARES["warmup_steps"])
-        )
-        end_ratio = _auto("end_ratio", end_ratio, 0.3, UNIT)
-        end = product(peak, end_ratio)
-        rate = warmup_cosine(peak, total_steps, 0 if warmup_steps is None else warmup_steps, end)
+        usual_warmup = product(total_steps, AUTO_SHARES["warmup_steps"])
+        warmup = _auto("warmup_steps", warmup_steps, usual_warmup)
+        end = _auto("end_ratio", end_ratio, 0.3, UNIT)
+        rate = warmup_cosine(peak, total_steps, 0 if warmup is None else warmup, product(peak, end))
     tx = compose(transformation, rate, **around)
     automatic = {
-        "learning_rate": peak, "warmup_steps": warmup_steps, "end_ratio": end_ratio,
+        "learning_rate": peak, "warmup_steps": warmup, "end_ratio": end,
         **{name: around.get(name) for name in _AUTO},
     }  # fmt: skip
     tx.resolved = {  # pyright: ignore[reportAttributeAccessIssue]
@@ -272,7 +271,8 @@ def amac_techniques(
         "average_start": product(total_steps, AUTO_SHARES["average_start"]),
         "average_period": 5,
     }
-    around = {name: "auto" for name in _AUTO if name != "weight_decay"} | techniques
+    around: dict[str, Any] = {name: "auto" for name in _AUTO if name != "weight_decay"}
+    around |= techniques
     for name in automatic.keys() | (_AUTO.keys() - {"weight_decay"}):
         around[name] = _auto(name, around[name], automatic.get(name))
     for row in TECHNIQUES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,6 @@ def muon(
     exclude: Sequence[str] = (),
     others: optax.GradientTransformation | None = None,
     others_multiplier: Hyperparameter = 1.0,
-    fan_in_axes: FanInRule | None = None,
     **techniques: Unpack[Techniques],
 ) -> optax.GradientTransformationExtraArgs:
     """Muon: every direction of a kernel moves equally far; all other leaves move by Adam.
@@ -94,9 +93,9 @@ def muon(
         exclude=exclude,
         others=others,
         others_multiplier=others_multiplier,
-        fan_in_axes=fan_in_axes,
+        fan_in_axes=techniques.get("fan_in_axes"),
     )
-    return compose(core, learning_rate, fan_in_axes=fan_in_axes, **techniques)
+    return compose(core, learning_rate, **techniques)
 
 
 class ScaleByOrthogonalState(NamedTuple):
@@ -218,7 +217,7 @@ def scale_by_orthogonal(
     return Stage(update, init)
 
 
-AxesOf = Callable[[KeyPath, object], MatrixAxes | None]
+AxesOf = Callable[[KeyPath, object], Any]  # -> MatrixAxes, or None for no kernel
 
 
 def parted(tree: Tree, axes_of: AxesOf) -> tuple[Tree, Tree]:
@@ -326,5 +325,5 @@ def quintics_of(given: int | Sequence[Quintic]) -> Sequence[Quintic]:
             for row in given
         )
     ):
-        return tuple(tuple(map(float, row)) for row in given)
+        return tuple((float(a), float(b), float(c)) for a, b, c in given)
     raise ValueError(f"quintics must be 3, 4, 5 or triples of numbers, got {given!r}")
