@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py                      # all that is not yet in --out: an hour
     python benchmarks/ablation.py --workloads digits   # some of it
+    python benchmarks/ablation.py --workloads vit      # a fresh job, which is reported apart
     python benchmarks/ablation.py --report             # table and heat map of what is recorded
 
 Each workload is one vmapped program of 22 variants times 20 seeds: AMaC as it is, each of its
@@ -27,7 +28,7 @@ from comparison_report import table
 from contenders import ADAM
 from statistics_of_runs import holm
 from tqdm import tqdm
-from workloads import WORKLOADS, image_data
+from workloads import ALL, FRESH, WORKLOADS, Workload, image_data
 
 import amac_jax
 from amac_jax.tools import Ablation, ablate
@@ -39,7 +40,7 @@ RATE = ADAM[0].learning_rate  # the default of all contenders
 
 
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    workload = WORKLOADS[name]
+    workload = ALL[name]
     job = workload.make()
     splits = jax.device_put(job.splits)
     began = time.perf_counter()
@@ -71,7 +72,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def configuration(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    workload = WORKLOADS[name]
+    workload = ALL[name]
     switches = {
         technique: [switch.keyword, repr(switch.on), repr(switch.off)]
         for technique, switch in TECHNIQUES.items()
@@ -86,9 +87,9 @@ def configuration(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read(folder: Path) -> dict[str, Ablation]:
+def read(folder: Path, workloads: dict[str, Workload]) -> dict[str, Ablation]:
     found = {}
-    for name, workload in WORKLOADS.items():
+    for name, workload in workloads.items():
         path = folder / f"{name}.json"
         if path.exists():
             content = json.loads(path.read_text())
@@ -124,16 +125,21 @@ def effect_tables(found: dict[str, Ablation]) -> str:
 
 
 def report(folder: Path) -> None:
-    found = read(folder)
-    if not found:
+    found, fresh = read(folder, WORKLOADS), read(folder, FRESH)
+    if not found and not fresh:
         print(f"{folder}: nothing is recorded yet")
         return
-    text = effect_tables(found)
+    parts = [effect_tables(found)] if found else []
+    if fresh:
+        parts.append("## On fresh jobs\n\n" + effect_tables(fresh))
+    text = "\n".join(parts)
     (folder / "tables.md").write_text(text)
-    title = "What a technique adds to the test score: green helps, pink hurts"
-    plot_ablation(found, title).savefig(folder / "effects.png", dpi=110)
     print(text)
-    print(f"tables.md and effects.png are in {folder}")
+    print(f"tables.md is in {folder}")
+    if found:
+        title = "What a technique adds to the test score: green helps, pink hurts"
+        plot_ablation(found, title).savefig(folder / "effects.png", dpi=110)
+        print(f"effects.png is in {folder}")
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -143,8 +149,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
-        help="some of: " + ", ".join(WORKLOADS),
+        "--workloads", nargs="+", choices=ALL, default=list(WORKLOADS), metavar="NAME",
+        help=f"some of: {', '.join(WORKLOADS)}; fresh ones: {', '.join(FRESH)}",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of every variant, >= 2")
     parser.add_argument("--width", type=int, default=8, help="runs in one vmap, >= 1")

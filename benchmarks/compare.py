@@ -1,7 +1,8 @@
-"""AMaC beside ten optimizers on eleven small jobs, each tuned with the same number of trials.
+"""AMaC beside ten optimizers on small jobs, each tuned with the same number of trials.
 
     python benchmarks/compare.py                    # all that is not yet in --out: two hours
     python benchmarks/compare.py --workloads digits --optimizers amac adamw   # some of it
+    python benchmarks/compare.py --workloads vit tabular    # fresh jobs, which are reported apart
     python benchmarks/compare.py --check digits amac    # run a recorded cell again: is it so?
     python benchmarks/compare.py --report               # tables and pictures of what is recorded
 
@@ -34,7 +35,7 @@ from comparison_report import report
 from contenders import CONTENDERS, Contender, Settings, trials
 from statistics_of_runs import interval
 from tqdm import tqdm
-from workloads import WORKLOADS, Job, Workload, image_data, train
+from workloads import ALL, FRESH, WORKLOADS, Job, Workload, image_data, train
 
 import amac_jax
 
@@ -54,7 +55,7 @@ def programs(workload: Workload, job: Job, contender: Contender) -> Programs:
     @jax.jit
     def train_all(splits, settings, seeds):
         def run(settings, seed):
-            tx = contender.build(settings, workload.steps, seed)
+            tx = contender.build(settings, workload.length, seed)
             return train(workload, job, splits, tx, contender.evaluate, seed)
 
         return jax.vmap(run)(settings, seeds)
@@ -108,7 +109,7 @@ def cell(workload: Workload, name: str, bar: tqdm, args: argparse.Namespace) -> 
     best = points[int(np.argmax(workload.sign * scores))]
     seeds = [args.first_seed + i for i in range(args.seeds)]
     began_final = time.perf_counter()
-    both = [best] * args.seeds + [contender.default(workload.steps)] * args.seeds
+    both = [best] * args.seeds + [contender.default(workload.length)] * args.seeds
     curves, tests, lasts, finite = run_all(final, both, seeds * 2, bar, args.width)
     seconds = time.perf_counter() - began_final  # nothing compiles but the two evaluations
 
@@ -158,7 +159,7 @@ def configuration(workload: Workload, contender: Contender, args: argparse.Names
         "trials": args.trials,
         "seeds": args.seeds,
         "first_seed": args.first_seed,
-        "default": contender.default(workload.steps)._asdict(),
+        "default": contender.default(workload.length)._asdict(),
         "low": contender.low._asdict(),
         "high": contender.high._asdict(),
     }
@@ -180,7 +181,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 def compare(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for workload_name in args.workloads:
-        workload, path = WORKLOADS[workload_name], args.out / f"{workload_name}.json"
+        workload, path = ALL[workload_name], args.out / f"{workload_name}.json"
         for name in args.optimizers:
             wanted = configuration(workload, CONTENDERS[name], args)
             done = recorded(path).get(name)
@@ -199,12 +200,12 @@ def compare(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     """Runs a recorded cell again from nothing and says whether it comes out as recorded."""
     workload_name, name = args.check
-    if workload_name not in WORKLOADS or name not in CONTENDERS:
+    if workload_name not in ALL or name not in CONTENDERS:
         fail(f"--check takes a workload and an optimizer, got {workload_name} {name}")
     before = recorded(RESULTS / f"{workload_name}.json").get(name)
     if before is None:
         fail(f"{RESULTS / workload_name}.json has no {name}")
-    workload = WORKLOADS[workload_name]
+    workload = ALL[workload_name]
     with tqdm(total=args.trials + 2 * args.seeds, unit="run", disable=None) as bar:
         after = cell(workload, name, bar, args)
     for kind in ("tuned", "default"):
@@ -225,8 +226,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
-        help="some of: " + ", ".join(WORKLOADS),
+        "--workloads", nargs="+", choices=ALL, default=list(WORKLOADS), metavar="NAME",
+        help=f"some of: {', '.join(WORKLOADS)}; fresh ones: {', '.join(FRESH)}",
     )  # fmt: skip
     parser.add_argument(
         "--optimizers", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME",

@@ -8,17 +8,17 @@ import numpy as np
 from contenders import CONTENDERS
 from matplotlib.figure import Figure
 from statistics_of_runs import holm, interval, welch
-from workloads import POINTS, WORKLOADS
+from workloads import ALL, FRESH, POINTS, WORKLOADS, Workload
 
 COLOURS = {"amac": "C3", "adamw": "C0"}
 LEVEL = 0.05  # of significance, after Holm's correction
 Cells = dict[str, dict[str, Any]]  # workload -> optimizer -> what was recorded
 
 
-def read(folder: Path) -> Cells:
-    """What is recorded, in the order of `WORKLOADS` and `CONTENDERS`."""
+def read(folder: Path, workloads: dict[str, Workload]) -> Cells:
+    """What is recorded of them, in their order and that of `CONTENDERS`."""
     cells = {}
-    for name in WORKLOADS:
+    for name in workloads:
         path = folder / f"{name}.json"
         content = json.loads(path.read_text()) if path.exists() else {}
         cells[name] = {other: content[other] for other in CONTENDERS if other in content}
@@ -52,7 +52,7 @@ class Verdicts(dict):
         }
         corrected = holm([p for _, _, p in pairs.values()]) if pairs else []
         super().__init__(
-            (name, (WORKLOADS[name].sign * difference, half, p))
+            (name, (ALL[name].sign * difference, half, p))
             for (name, (difference, half, _)), p in zip(pairs.items(), corrected, strict=True)
         )
 
@@ -82,7 +82,7 @@ def best_or_tied(cells: Cells) -> list[str]:
             continue
         results = [welch(scores_of(row["amac"]), scores_of(row[other])) for other in others]
         corrected = holm([p for _, _, p in results])
-        gains = [WORKLOADS[name].sign * gain for gain, _, _ in results]
+        gains = [ALL[name].sign * gain for gain, _, _ in results]
         if not any(gain < 0 and p < LEVEL for gain, p in zip(gains, corrected, strict=True)):
             names.append(name)
     return names
@@ -93,7 +93,7 @@ def main_table(cells: Cells) -> str:
     tuned = Verdicts(cells, ("amac", "tuned"), ("adamw", "tuned"))
     untuned = Verdicts(cells, ("amac", "default"), ("adamw", "tuned"))
     for name in tuned:
-        row, workload = cells[name], WORKLOADS[name]
+        row, workload = cells[name], ALL[name]
         others = [other for other in row if other != "amac"]
         best = max(others, key=lambda other: workload.sign * np.mean(scores_of(row[other])))
         rows.append(
@@ -148,7 +148,7 @@ def score_table(cells: Cells, kind: str) -> str:
 
 def steps_to_target(name: str, cell: dict[str, Any]) -> float:
     """The steps after which the mean validation score of the tuned runs is at the target."""
-    workload = WORKLOADS[name]
+    workload = ALL[name]
     curve = np.mean([row["validation"] for row in cell["tuned"]], axis=0)
     reached = workload.sign * curve >= workload.sign * workload.target
     return float((reached.argmax() + 1) * workload.steps / POINTS if reached.any() else np.inf)
@@ -158,7 +158,7 @@ def target_table(cells: Cells) -> str:
     def entry(workload: str, row: dict[str, Any], name: str) -> str:
         if name not in row or not np.isfinite(steps := steps_to_target(workload, row[name])):
             return "-"
-        seconds = row[name]["seconds_per_run"] * steps / WORKLOADS[workload].steps
+        seconds = row[name]["seconds_per_run"] * steps / ALL[workload].steps
         return f"{steps:.0f} ({seconds:.2g} s)"
 
     names = [name for name in CONTENDERS if any(name in row for row in cells.values())]
@@ -166,7 +166,7 @@ def target_table(cells: Cells) -> str:
         [f"`{name}`", *(entry(workload, row, name) for workload, row in cells.items())]
         for name in names
     ]
-    head = [f"{name}: {WORKLOADS[name].target:g}" for name in cells]
+    head = [f"{name}: {ALL[name].target:g}" for name in cells]
     return table(["", *head], rows)
 
 
@@ -201,7 +201,7 @@ def draw_scores(cells: Cells) -> Figure:
     for axes in grid.ravel()[len(cells) :]:
         axes.axis("off")
     for (workload_name, row), axes in zip(cells.items(), grid.ravel(), strict=False):
-        workload = WORKLOADS[workload_name]
+        workload = ALL[workload_name]
         tuned = {}
         for height, name in enumerate(names):
             if name not in row:
@@ -268,23 +268,36 @@ def draw_profile(cells: Cells) -> Figure:
     return figure
 
 
+def sections(cells: Cells) -> dict[str, str]:
+    return {
+        "AMaC and AdamW": main_table(cells),
+        "AMaC and each of the others": opponents_table(cells),
+        "Tuned": score_table(cells, "tuned"),
+        "Defaults": score_table(cells, "default"),
+        "Steps and seconds to the target, tuned": target_table(cells),
+        "Chosen: learning rate, weight decay, b1, share of warm-up": settings_table(cells),
+    }
+
+
 def report(folder: Path) -> None:
-    """Writes tables.md, scores.png and profile.png into `folder` and prints the main table."""
-    cells = read(folder)
-    if not cells:
+    """Writes tables.md, scores.png and profile.png into `folder` and prints the main tables.
+
+    Fresh jobs have tables of their own, with p corrected for their number, and are not drawn.
+    """
+    cells, fresh = read(folder, WORKLOADS), read(folder, FRESH)
+    if not cells and not fresh:
         print(f"{folder}: nothing is recorded yet")
         return
-    parts = [
-        ("AMaC and AdamW", main_table(cells)),
-        ("AMaC and each of the others", opponents_table(cells)),
-        ("Tuned", score_table(cells, "tuned")),
-        ("Defaults", score_table(cells, "default")),
-        ("Steps and seconds to the target, tuned", target_table(cells)),
-        ("Chosen: learning rate, weight decay, b1, share of warm-up", settings_table(cells)),
-    ]
-    text = "\n".join(f"## {title}\n\n{part}" for title, part in parts)
+    parts = sections(cells) if cells else {}
+    if fresh:
+        parts |= {f"On fresh jobs: {title}": part for title, part in sections(fresh).items()}
+    text = "\n".join(f"## {title}\n\n{part}" for title, part in parts.items())
     (folder / "tables.md").write_text(text)
-    draw_scores(cells).savefig(folder / "scores.png", dpi=110)
-    draw_profile(cells).savefig(folder / "profile.png", dpi=110)
-    print(parts[0][1])
-    print(f"tables.md, scores.png and profile.png are in {folder}")
+    for title, part in parts.items():
+        if title.endswith("AMaC and AdamW"):
+            print(f"{title}\n\n{part}")
+    print(f"tables.md is in {folder}")
+    if cells:
+        draw_scores(cells).savefig(folder / "scores.png", dpi=110)
+        draw_profile(cells).savefig(folder / "profile.png", dpi=110)
+        print(f"scores.png and profile.png are in {folder}")

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import optax.contrib
 from scipy.stats import qmc
+from workloads import Length
 
 import amac_jax
 from amac_jax.optimizers import auto_weight_decay
@@ -22,8 +23,8 @@ class Settings(NamedTuple):
 
 
 class Contender(NamedTuple):
-    build: Callable[[Settings, int, Any], Any]  # (settings, steps, key) -> optimizer
-    default: Callable[[int], Settings]  # of the number of steps
+    build: Callable[[Settings, Length, Any], Any]  # (settings, length, key) -> optimizer
+    default: Callable[[Length], Settings]
     low: Settings  # the search space: uniform in the share, in the logarithm of all others
     high: Settings
     evaluate: Callable[[Any, Any], Any]  # (state, parameters) -> the weights to evaluate
@@ -39,17 +40,17 @@ def trials(contender: Contender, count: int) -> list[Settings]:
     return [Settings(*map(float, row)) for row in np.hstack([values, shares])]
 
 
-def warmup_cosine(settings: Settings, steps: int, end: float = 0.0):
-    rate = settings.learning_rate
+def warmup_cosine(settings: Settings, length: Length, end: float = 0.0):
+    rate, steps = settings.learning_rate, length.steps
     return amac_jax.warmup_cosine(rate, steps, settings.warmup_share * steps, end=end * rate)
 
 
 def classic(factory: Callable[..., Any], **techniques: Any):
     """One of ours with b1, decay of kernels, warm-up and a cosine to zero."""
 
-    def build(settings: Settings, steps: int, key: Any):
+    def build(settings: Settings, length: Length, key: Any):
         return factory(
-            warmup_cosine(settings, steps),
+            warmup_cosine(settings, length),
             b1=1 - settings.one_minus_b1,
             weight_decay=settings.weight_decay,
             **techniques,
@@ -58,9 +59,9 @@ def classic(factory: Callable[..., Any], **techniques: Any):
     return build
 
 
-def nesterov(settings: Settings, steps: int, key: Any):
+def nesterov(settings: Settings, length: Length, key: Any):
     return amac_jax.nesterov(
-        warmup_cosine(settings, steps),
+        warmup_cosine(settings, length),
         decay=1 - settings.one_minus_b1,
         weight_decay=settings.weight_decay,
     )
@@ -69,12 +70,13 @@ def nesterov(settings: Settings, steps: int, key: Any):
 def averaged_adamw(decay_share: float | None):
     """AdamW with AMaC's end of the schedule and its averaging, or a moving average."""
 
-    def build(settings: Settings, steps: int, key: Any):
-        averaging: dict[str, Any] = {"average_start": AVERAGE_FROM * steps}
+    def build(settings: Settings, length: Length, key: Any):
+        averaging: dict[str, Any] = {"average_start": AVERAGE_FROM * length.steps}
         if decay_share is not None:
-            averaging = {"average_start": 1, "average_decay": 1 - 1 / (decay_share * steps)}
+            decay = 1 - 1 / (decay_share * length.steps)
+            averaging = {"average_start": 1, "average_decay": decay}
         return amac_jax.adamw(
-            warmup_cosine(settings, steps, END),
+            warmup_cosine(settings, length, END),
             b1=1 - settings.one_minus_b1,
             weight_decay=settings.weight_decay,
             **averaging,
@@ -83,10 +85,10 @@ def averaged_adamw(decay_share: float | None):
     return build
 
 
-def muon(settings: Settings, steps: int, key: Any):
+def muon(settings: Settings, length: Length, key: Any):
     """Muon for matrices and AdamW for the rest, its rate made comparable with AdamW's."""
     return optax.contrib.muon(
-        warmup_cosine(settings, steps),
+        warmup_cosine(settings, length),
         beta=1 - settings.one_minus_b1,
         adam_b1=1 - settings.one_minus_b1,
         weight_decay=settings.weight_decay,
@@ -95,9 +97,11 @@ def muon(settings: Settings, steps: int, key: Any):
     )
 
 
-def schedule_free(settings: Settings, steps: int, key: Any):
+def schedule_free(settings: Settings, length: Length, key: Any):
+    warmup_steps = settings.warmup_share * length.steps
+
     def rate(count):  # constant after the warm-up; the schedule-free average anneals instead
-        return amac_jax.warmup(settings.learning_rate, settings.warmup_share * steps)(count)
+        return amac_jax.warmup(settings.learning_rate, warmup_steps)(count)
 
     base = optax.chain(
         optax.scale_by_rms(0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
@@ -108,13 +112,13 @@ def schedule_free(settings: Settings, steps: int, key: Any):
     return optax.contrib.schedule_free(base, rate, b1=1 - settings.one_minus_b1)
 
 
-def amac(settings: Settings, steps: int, key: Any):
+def amac(settings: Settings, length: Length, key: Any):
     return amac_jax.amac(
         settings.learning_rate,
-        steps,
+        length.steps,
         b1=1 - settings.one_minus_b1,
         weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup_share * steps,
+        warmup_steps=settings.warmup_share * length.steps,
         key=key,
     )
 
@@ -140,13 +144,15 @@ def space(rate: float = 1.0):
         )
         for settings in ADAM
     )
-    return (lambda steps: default), low, high
+    return (lambda length: default), low, high
 
 
-def amac_default(steps: int) -> Settings:
+def amac_default(length: Length) -> Settings:
     """What `amac` does with a learning rate and a number of steps alone."""
     default, *_ = ADAM
-    decay = np.asarray(auto_weight_decay(default.learning_rate, steps))  # of numbers a number
+    decay = np.asarray(
+        auto_weight_decay(default.learning_rate, length.steps)
+    )  # of numbers a number
     return default._replace(weight_decay=float(decay))
 
 

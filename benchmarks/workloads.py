@@ -1,9 +1,12 @@
-"""Eleven small jobs to compare optimizers on: data in three parts, a model, a budget, a target.
+"""Small jobs to compare optimizers on: data in three parts, a model, a budget, a target.
 
     python benchmarks/workloads.py      # what they are
 
-They cover what AMaC's authors say it is for: deep networks, noise, complex landscapes, little data.
-Images are MNIST's at 14 x 14 pixels, so that a run takes a second or less on a CPU core, text is
+The eleven in `WORKLOADS` cover what AMaC's authors say it is for: deep networks, noise, complex
+landscapes, little data. AMaC's defaults were chosen on them. Nothing is chosen on the jobs in
+`FRESH`, which differ from the eleven in model, data, length, batch and width.
+
+Images are MNIST's at 14 x 14 pixels, so that a run takes seconds at most on a CPU core, text is
 tiny Shakespeare. The training part is trained on, the validation part chooses hyperparameters, and
 the test part is read once, by the runs that are reported.
 """
@@ -14,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +34,8 @@ import image_data
 from mnist import Conv
 
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # SHA-256
+CHARACTERS = 1_115_394  # of tiny Shakespeare
+TRAIN_CHARACTERS = int(0.9 * CHARACTERS)
 
 
 class Splits(NamedTuple):
@@ -51,6 +56,13 @@ class Job(NamedTuple):
     score: Callable[[Any, Any, Any], Any]  # (parameters, train, split) -> (), the metric
 
 
+class Length(NamedTuple):
+    """How long a run is: what an optimizer may know of it beforehand."""
+
+    steps: int
+    passes: float | None  # over the training part; None where every step brings new data
+
+
 @dataclass(frozen=True, eq=False)
 class Workload:
     title: str
@@ -61,10 +73,22 @@ class Workload:
     target: float  # of the validation score, for counting the steps to it
     worst: float  # what a run counts as whose score is not finite
     make: Callable[[], Job]
+    batch_size: int | None = None  # examples or characters that a step trains on; None: always new
+    examples: int | None = None  # or characters, of the training part
 
     @property
     def unit(self) -> str:
         return " %" if self.metric == "accuracy" else ""
+
+    @property
+    def length(self) -> Length:
+        if self.batch_size is None or self.examples is None:
+            return Length(self.steps, None)
+        return Length(self.steps, self.steps * self.batch_size / self.examples)
+
+    @property
+    def passes(self) -> float | None:
+        return self.length.passes
 
 
 # Images
@@ -100,25 +124,27 @@ def mnist_splits(count: int, wrong_labels: float = 0.0) -> Splits:
     )
 
 
-def digits_splits() -> Splits:
+def digits_splits(count: int) -> Splits:
+    """`count` of the 1,437 digits to train on, the others to choose by."""
     data = image_data.load_digits_split()
     images, labels = data.train_images, data.train_labels
     return Splits(
-        (images[:-300], labels[:-300]),
-        (images[-300:], labels[-300:]),
+        (images[:count], labels[:count]),
+        (images[count:], labels[count:]),
         (data.test_images, data.test_labels),
     )
 
 
 class MLP(nn.Module):
     widths: tuple[int, ...]
+    classes: int = 10
 
     @nn.compact
     def __call__(self, x, train: bool = True):
         x = x.reshape(x.shape[0], -1)
         for width in self.widths:
             x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x))
-        return nn.Dense(10)(x)
+        return nn.Dense(self.classes)(x)
 
 
 class SmallCNN(nn.Module):
@@ -134,6 +160,28 @@ class SmallCNN(nn.Module):
             x = nn.relu(x)
         x = jnp.max(x[:, :6, :6].reshape(batch, 3, 2, 3, 2, -1), axis=(2, 4))
         return nn.Dense(10)(x.reshape(batch, -1))
+
+
+class VisionTransformer(nn.Module):
+    """16 patches of 4 x 4 pixels, after a border of a pixel, and the mean of their outputs."""
+
+    width: int = 32
+    layers: int = 2
+    heads: int = 2
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1)), constant_values=-1.0)  # of background
+        x = x.reshape(-1, 4, 4, 4, 4).transpose(0, 1, 3, 2, 4).reshape(-1, 16, 16)
+        x = nn.Dense(self.width)(x)
+        # The name says that it is not a kernel.
+        x = x + self.param("position_embedding", nn.initializers.normal(0.02), x.shape[-2:])
+        for _ in range(self.layers):
+            attention = nn.MultiHeadDotProductAttention(num_heads=self.heads)
+            x = x + attention(nn.LayerNorm()(x))
+            hidden = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
+            x = x + nn.Dense(self.width)(hidden)
+        return nn.Dense(10)(jnp.mean(nn.LayerNorm()(x), axis=-2))
 
 
 def image_job(model: nn.Module, splits: Splits, batch_size: int) -> Job:
@@ -199,7 +247,7 @@ def text_splits(window: int) -> Splits:
     test.
     """
     text, _ = shakespeare()
-    train, validation, test = np.split(text, [int(0.9 * len(text)), int(0.95 * len(text))])
+    train, validation, test = np.split(text, [TRAIN_CHARACTERS, int(0.95 * CHARACTERS)])
 
     def rows(part, every):
         count = len(part) // (window + 1)
@@ -318,17 +366,110 @@ def rosenbrock_job() -> Job:
     return landscape_job(function, gap, init, noise=1.0)
 
 
-def images(title, claim, steps, target, model, splits, batch_size):
+# Tables
+
+
+class Table(NamedTuple):
+    """A set that scikit-learn ships. A batch is a tenth of its training part."""
+
+    classes: int
+    batch_size: int
+    validation: int  # rows; as many or one more are the test part
+
+
+TABLES = {
+    "breast_cancer": Table(2, 34, 114),
+    "wine": Table(3, 10, 39),
+    "iris": Table(3, 9, 30),
+    "diabetes": Table(3, 26, 91),
+}
+BATCHES = 10  # in the training part of a table
+
+
+def table_splits(name: str) -> Splits:
+    """Columns have mean 0 and variance 1 in training. Classes of diabetes: thirds of its target."""
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
+
+    x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
+    if name == "diabetes":
+        y = np.digitize(y, np.quantile(y, [1 / 3, 2 / 3]))
+    table = TABLES[name]
+    rows, test = train_test_split(
+        range(len(y)), train_size=BATCHES * table.batch_size + table.validation, stratify=y,
+        random_state=0,
+    )  # fmt: skip
+    train, validation = train_test_split(
+        rows, test_size=table.validation, stratify=y[rows], random_state=0
+    )
+    x = (x - x[train].mean(axis=0)) / x[train].std(axis=0)
+    return Splits(
+        *((x[part].astype("f4"), y[part].astype("i4")) for part in (train, validation, test))
+    )
+
+
+def tables_job() -> Job:
+    """A small MLP for each of four tables, side by side in one tree of parameters."""
+    models = {name: MLP((32, 32), table.classes) for name, table in TABLES.items()}
+    parts = {name: table_splits(name) for name in TABLES}
+    splits = Splits(
+        *({name: getattr(part, field) for name, part in parts.items()} for field in Splits._fields)
+    )
+
+    def init(key):
+        keys = dict(zip(models, jax.random.split(key, len(models)), strict=True))
+        return {
+            name: model.init(keys[name], splits.train[name][0][:2])["params"]
+            for name, model in models.items()
+        }
+
+    def batch(key, train):
+        keys = dict(zip(models, jax.random.split(key, len(models)), strict=True))
+
+        def drawn(name, arrays):
+            size = TABLES[name].batch_size
+            indices = jax.random.randint(keys[name], (size,), 0, BATCHES * size)
+            return jax.tree.map(lambda array: array[indices], arrays)
+
+        return {name: drawn(name, train[name]) for name in models}
+
+    def losses(params, split):
+        def loss(name, model):
+            x, y = split[name]
+            output = model.apply({"params": params[name]}, x)
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(output, y))
+
+        return jnp.stack([loss(name, model) for name, model in models.items()])
+
+    return Job(
+        splits,
+        init,
+        batch,
+        lambda params, batch: jnp.sum(losses(params, batch)),  # each as if it were alone
+        lambda params, train, split: jnp.mean(losses(params, split)),
+    )
+
+
+def images(title, claim, steps, target, model, count, batch_size, splits=mnist_splits):
     return Workload(
         title, claim, steps, "accuracy", 1, target, 0.0,
-        lambda: image_job(model, splits(), batch_size),
+        lambda: image_job(model, splits(count), batch_size), batch_size, count,
     )  # fmt: skip
 
 
 def text(title, steps, target, model, batch_size, window):
     return Workload(
         title, "deep networks", steps, "nats a character", -1, target, math.log(65) + 1,
-        lambda: text_job(model, batch_size, window),
+        lambda: text_job(model, batch_size, window), batch_size * window, TRAIN_CHARACTERS,
+    )  # fmt: skip
+
+
+def tables(title, claim, steps, target):
+    batch_size = sum(table.batch_size for table in TABLES.values())
+    chance = sum(math.log(table.classes) for table in TABLES.values()) / len(TABLES)
+    return Workload(
+        title, claim, steps, "nats a row", -1, target, chance + 1,
+        tables_job, batch_size, BATCHES * batch_size,
     )  # fmt: skip
 
 
@@ -336,11 +477,11 @@ USUAL = MLP((128, 64))
 WORKLOADS = {
     "deep-mlp": images(
         "MLP of 20 layers of 32, without normalisation; 20,000 MNIST images",
-        "deep networks", 2000, 93.0, MLP((32,) * 19), lambda: mnist_splits(20_000), 64,
+        "deep networks", 2000, 93.0, MLP((32,) * 19), 20_000, 64,
     ),
     "batchnorm-cnn": images(
         "small CNN with BatchNorm; 5,000 MNIST images",
-        "deep networks", 1000, 95.5, SmallCNN(), lambda: mnist_splits(5_000), 32,
+        "deep networks", 1000, 95.5, SmallCNN(), 5_000, 32,
     ),
     "transformer": text(
         "transformer of 2 layers, on characters of tiny Shakespeare",
@@ -349,22 +490,23 @@ WORKLOADS = {
     "lstm": text("LSTM of 48 units, on characters of tiny Shakespeare", 1000, 2.1, LSTM, 8, 32),
     "wrong-labels": images(
         "MLP; 5,000 MNIST images, 20 % of their labels wrong",
-        "noise", 2000, 90.0, USUAL, lambda: mnist_splits(5_000, wrong_labels=0.2), 64,
+        "noise", 2000, 90.0, USUAL, 5_000, 64,
+        partial(mnist_splits, wrong_labels=0.2),
     ),
     "batch-8": images(
         "MLP; 10,000 MNIST images in batches of 8",
-        "noise", 5000, 95.0, USUAL, lambda: mnist_splits(10_000), 8,
+        "noise", 5000, 95.0, USUAL, 10_000, 8,
     ),
     "images-500": images(
-        "MLP; 500 MNIST images", "limited data", 1000, 86.0, USUAL, lambda: mnist_splits(500), 32,
+        "MLP; 500 MNIST images", "limited data", 1000, 86.0, USUAL, 500, 32,
     ),
     "images-2000": images(
         "MLP; 2,000 MNIST images",
-        "limited data", 2000, 92.0, USUAL, lambda: mnist_splits(2_000), 32,
+        "limited data", 2000, 92.0, USUAL, 2_000, 32,
     ),
     "digits": images(
         "MLP; scikit-learn's 1,137 digits of 8 x 8 pixels",
-        "limited data", 2000, 96.0, MLP((64, 32)), digits_splits, 32,
+        "limited data", 2000, 96.0, MLP((64, 32)), 1_137, 32, digits_splits,
     ),
     "landscapes": Workload(
         "six landscapes at once, gradients with noise of 0.1",
@@ -375,6 +517,30 @@ WORKLOADS = {
         "complex landscapes", 20_000, "log10 gap", -1, -1.0, 4.0, rosenbrock_job,
     ),
 }  # fmt: skip
+
+# Nothing was chosen on these, and nothing is to be.
+FRESH = {
+    "vit": images(
+        "vision transformer of 2 layers; 10,000 MNIST images",
+        "another model", 1000, 92.0, VisionTransformer(), 10_000, 32,
+    ),
+    "tabular": tables(
+        "four small MLPs at once; breast cancer, wine, iris, thirds of diabetes",
+        "other data", 400, 0.28,
+    ),
+    "long": images(
+        "MLP; 50,000 MNIST images", "a longer run", 10_000, 97.0, USUAL, 50_000, 32,
+    ),
+    "large-batch": images(
+        "MLP; 50,000 MNIST images in batches of 1,024",
+        "a larger batch", 400, 96.0, USUAL, 50_000, 1024,
+    ),
+    "wide-mlp": images(
+        "MLP of 3 layers of 512; 5,000 MNIST images",
+        "a wider net", 600, 95.0, MLP((512,) * 3), 5_000, 64,
+    ),
+}  # fmt: skip
+ALL = WORKLOADS | FRESH
 
 
 class Run(NamedTuple):
@@ -418,8 +584,14 @@ def train(workload: Workload, job: Job, splits: Splits, tx, evaluate, seed) -> R
 
 
 def main() -> None:
-    for name, workload in WORKLOADS.items():
-        print(f"{name:15s}{workload.steps:5d} steps  {workload.claim:20s}{workload.title}")
+    for heading, workloads in (("", WORKLOADS), ("\nFresh\n", FRESH)):
+        print(heading, end="")
+        for name, workload in workloads.items():
+            passes = "-" if workload.passes is None else f"{workload.passes:.3g}"
+            print(
+                f"{name:15s}{workload.steps:5d} steps {passes:>5s} passes  "
+                f"{workload.claim:20s}{workload.title}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The comparison and the ablation: what is compared, how it counts, and that nothing is lost."""
 
+import dataclasses
 import functools
 import json
 from typing import Any
@@ -11,10 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.datasets
 from contenders import CONTENDERS, Settings, trials
+from matplotlib.figure import Figure
 from scipy import stats
 from statistics_of_runs import holm, interval, welch
-from workloads import POINTS, WORKLOADS, Workload, image_data, mnist_splits, train
+from workloads import (
+    ALL,
+    FRESH,
+    POINTS,
+    TABLES,
+    WORKLOADS,
+    Length,
+    Splits,
+    VisionTransformer,
+    image_data,
+    mnist_splits,
+    table_splits,
+    train,
+)
 
 import amac_jax
 from tests.helpers import SOAK, assert_same_bits
@@ -25,11 +41,11 @@ SMALL = ["--trials", "2", "--seeds", "2", "--width", "2"]
 @pytest.fixture
 def short(monkeypatch):
     """Rosenbrock's function for 40 steps, in the place of all workloads."""
-    whole = WORKLOADS["rosenbrock-20"]
-    fields = {name: getattr(whole, name) for name in Workload.__dataclass_fields__}
-    workload = Workload(**{**fields, "steps": 40})
+    workload = dataclasses.replace(WORKLOADS["rosenbrock-20"], steps=40)
     for module in (compare, comparison_report, ablation):
         monkeypatch.setattr(module, "WORKLOADS", {"short": workload})
+        monkeypatch.setattr(module, "FRESH", {"fresh": workload})
+        monkeypatch.setattr(module, "ALL", {"short": workload, "fresh": workload})
     return workload
 
 
@@ -60,8 +76,9 @@ def test_every_contender_gets_the_same_points_of_its_own_space():
 def test_amac_by_default_is_amac_with_a_rate_and_a_number_of_steps():
     params = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
     contender = CONTENDERS["amac"]
-    default = contender.default(50)
-    built, plain = contender.build(default, 50, 0), amac_jax.amac(default.learning_rate, 50)
+    length = Length(50, 4.0)
+    default = contender.default(length)
+    built, plain = contender.build(default, length, 0), amac_jax.amac(default.learning_rate, 50)
     one, other = (jax.jit(tx.update)(params, tx.init(params), params)[0] for tx in (built, plain))
     assert_same_bits(one, other)
 
@@ -78,7 +95,7 @@ def test_every_contender_has_its_four_hyperparameters(name):
     )
 
     def path(settings):
-        tx = contender.build(settings, 10, 0)
+        tx = contender.build(settings, Length(10, None), 0)
 
         def step(carry, gradient):
             params, state = carry
@@ -98,17 +115,23 @@ def test_every_contender_has_its_four_hyperparameters(name):
         assert np.any(first != other), field
 
 
-# The others differ from these in their images alone.
-DISTINCT = ("deep-mlp", "batchnorm-cnn", "transformer", "lstm", "batch-8", "digits", "landscapes")
-
-
-@pytest.mark.parametrize("name", WORKLOADS if SOAK else (*DISTINCT, "rosenbrock-20"))
-def test_a_workload_begins_with_a_loss_and_a_score(name):
-    workload = WORKLOADS[name]
+def made_job(name):
     try:
-        job = workload.make()
+        return ALL[name].make()
     except image_data.DataError as error:
         pytest.skip(f"needs MNIST and tiny Shakespeare in AMAC_JAX_DATA: {error}")
+
+
+# The others differ from these in their images and sizes alone.
+DISTINCT = (
+    "deep-mlp", "batchnorm-cnn", "transformer", "lstm", "batch-8", "digits", "landscapes",
+    "rosenbrock-20", "vit", "tabular",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALL if SOAK else DISTINCT)
+def test_a_workload_begins_with_a_loss_and_a_score(name):
+    workload, job = ALL[name], made_job(name)
     key = jax.random.key(0)
 
     @jax.jit
@@ -133,6 +156,139 @@ def test_a_workload_begins_with_a_loss_and_a_score(name):
     # It is not yet where it is to get, and better than what failed.
     assert workload.sign * score < workload.sign * workload.target
     assert workload.sign * score > workload.sign * workload.worst
+
+
+PASSES = {
+    "deep-mlp": 6.4,
+    "batchnorm-cnn": 6.4,
+    "transformer": 800 * 8 * 32 / 1_003_854,
+    "lstm": 1000 * 8 * 32 / 1_003_854,
+    "wrong-labels": 25.6,
+    "batch-8": 4.0,
+    "images-500": 64.0,
+    "images-2000": 32.0,
+    "digits": 2000 * 32 / 1137,
+    "landscapes": None,
+    "rosenbrock-20": None,
+    "vit": 3.2,
+    "tabular": 40.0,
+    "long": 6.4,
+    "large-batch": 8.192,
+    "wide-mlp": 7.68,
+}
+
+
+def test_passes_over_the_training_data():
+    assert {name: workload.passes for name, workload in ALL.items()} == pytest.approx(PASSES)
+    for workload in ALL.values():
+        assert workload.length == Length(workload.steps, workload.passes)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_passes_are_of_the_data_that_a_step_draws(name):
+    """Counted by labels or, in text, by characters that are predicted."""
+    job = made_job(name)
+    batch = jax.eval_shape(job.batch, jax.random.key(0), job.splits.train)
+
+    def count(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim == 1)
+
+    if PASSES[name] is None:
+        assert job.splits.train is None
+        return
+    drawn = batch.size - len(batch) if name in ("transformer", "lstm") else count(batch)
+    assert ALL[name].steps * drawn / count(job.splits.train) == pytest.approx(PASSES[name])
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_a_fresh_job_can_be_traced(name):
+    """Without a compilation: what a step and an evaluation return has the right shapes."""
+    workload, job = FRESH[name], made_job(name)
+    key = jax.random.key(0)
+
+    def begin(splits):
+        params = job.init(key)
+        gradients = jax.grad(job.loss)(params, job.batch(key, splits.train))
+        scores = [job.score(params, splits.train, part) for part in splits[1:]]
+        return params, gradients, scores
+
+    params, gradients, scores = jax.eval_shape(begin, job.splits)
+    assert gradients == params  # the same tree of shapes and dtypes
+    assert [(score.shape, score.dtype) for score in scores] == [((), np.float32)] * 2
+    assert workload.steps % POINTS == 0
+
+
+def test_a_fresh_job_is_none_of_the_eleven():
+    assert len(WORKLOADS) == 11
+    assert len(FRESH) >= 4
+    assert list(ALL) == [*WORKLOADS, *FRESH]
+    assert compare.arguments([]).workloads == list(WORKLOADS)
+    assert ablation.arguments([]).workloads == list(WORKLOADS)
+
+
+@pytest.mark.parametrize("name", ["vit", "tabular"])
+def test_kernels_of_the_fresh_networks_are_judged_so(name):
+    """Every leaf called kernel, and the positions of the transformer are not one."""
+    params = jax.eval_shape(made_job(name).init, jax.random.key(0))
+    mask = amac_jax.kernel_mask(params)
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): value
+        for path, value in jax.tree_util.tree_leaves_with_path(mask)
+    }
+    assert {path for path, value in found.items() if value} == {
+        path for path in found if path.endswith("/kernel")
+    }
+    if name == "vit":
+        assert found["position_embedding"] is False
+        heads = params["MultiHeadDotProductAttention_0"]["query"]["kernel"]
+        assert heads.shape == (32, 2, 16)
+        names = (jax.tree_util.DictKey("query"), jax.tree_util.DictKey("kernel"))
+        assert amac_jax.fan_in_axes(names, heads) == (0,)
+
+
+def test_the_vision_transformer_sees_the_patches_of_an_image():
+    """A pixel in a corner changes one of 16 patches, its own."""
+    images = np.full((2, 14, 14), -1.0, np.float32)
+    images[1, 13, 13] = 1.0
+    model = VisionTransformer()
+    params = model.init(jax.random.key(0), images)
+    _, seen = model.apply(params, images, capture_intermediates=True)
+    patches = seen["intermediates"]["Dense_0"]["__call__"][0]
+    changed = np.any(patches[0] != patches[1], axis=-1)
+    np.testing.assert_array_equal(changed, np.arange(16) == 15)
+
+
+@pytest.mark.parametrize("count", [10_000, 50_000])
+def test_parts_of_mnist_share_no_image(count):
+    try:
+        splits = mnist_splits(count)
+    except image_data.DataError as error:
+        pytest.skip(f"needs MNIST in AMAC_JAX_DATA: {error}")
+    parts = [{image.tobytes() for image in images} for images, _ in splits]
+    assert [len(images) for images, _ in splits] == [count, 1000, 10_000]
+    assert parts[0].isdisjoint(parts[1])
+    assert parts[0].isdisjoint(parts[2])
+    assert parts[1].isdisjoint(parts[2])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_of_a_table_is_in_one_part(name):
+    x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    splits = table_splits(name)
+    table = TABLES[name]
+    sizes = [len(labels) for _, labels in splits]
+    assert sizes[:2] == [10 * table.batch_size, table.validation]
+    assert sum(sizes) == len(y)
+    assert sizes[2] - sizes[1] in (0, 1)
+    np.testing.assert_allclose(splits.train[0].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(splits.train[0].std(axis=0), 1, atol=1e-4)
+    # Parts that shared a row would leave another one out.
+    rows, labels = (np.concatenate(arrays) for arrays in zip(*splits, strict=True))
+    assert len(np.unique(rows, axis=0)) == len(np.unique(x, axis=0))
+    for part in Splits(*(labels for _, labels in splits)):  # each has its share of every class
+        shares = np.bincount(part, minlength=table.classes) / len(part)
+        all_shares = np.bincount(labels, minlength=table.classes) / len(y)
+        np.testing.assert_allclose(shares, all_shares, atol=0.02)
 
 
 def test_wrong_labels_are_wrong_in_training_alone():
@@ -212,8 +368,32 @@ def test_verdicts_follow_the_sign_of_the_metric(short):
     assert comparison_report.steps_to_target("short", never) == np.inf
 
 
+def test_fresh_jobs_are_reported_apart(short, tmp_path, monkeypatch):
+    """Their results change not a byte of the tables of the others, Holm's correction included."""
+    near, far = [-1.0, -1.4, -0.9], [-1.2, -1.1, -1.6]
+    (tmp_path / "short.json").write_text(json.dumps({"amac": made(far), "adamw": made(near)}))
+    monkeypatch.setattr(comparison_report, "draw_scores", lambda cells: Figure())
+    monkeypatch.setattr(comparison_report, "draw_profile", lambda cells: Figure())
+    comparison_report.report(tmp_path)
+    before = (tmp_path / "tables.md").read_text()
+    (tmp_path / "fresh.json").write_text(json.dumps({"amac": made(near), "adamw": made(far)}))
+    comparison_report.report(tmp_path)
+    after = (tmp_path / "tables.md").read_text()
+    assert after.startswith(before)
+    _, apart = after.split("## On fresh jobs: AMaC and AdamW\n")
+    assert "| fresh, log10 gap ↓ |" in apart
+    assert "short" not in apart
+    assert "fresh" not in before
+    p = welch(near, far)[2]
+    assert f"p = {p:.2g}" in before
+    assert f"p = {p:.2g}" in apart
+    (tmp_path / "short.json").unlink()
+    comparison_report.report(tmp_path)
+    assert (tmp_path / "tables.md").read_text() == "## On fresh jobs: AMaC and AdamW\n" + apart
+
+
 def test_the_readmes_tables_are_those_of_the_recorded_runs():
-    cells = comparison_report.read(compare.RESULTS)
+    cells = comparison_report.read(compare.RESULTS, WORKLOADS)
     assert list(cells) == list(WORKLOADS)
     assert all(list(row) == list(CONTENDERS) for row in cells.values())
     for workload, row in cells.items():
@@ -307,6 +487,7 @@ def test_the_ablation_is_recorded_reported_and_resumed(short, tmp_path, monkeypa
     ("program", "argv", "message"),
     [
         (compare, ["--workloads", "cifar"], "invalid choice: 'cifar'"),
+        (ablation, ["--workloads", "cifar"], "invalid choice: 'cifar'"),
         (compare, ["--seeds", "1"], "--seeds must be at least 2"),
         (compare, ["--trials", "0"], "must be at least 1, got 0"),
         (ablation, ["--seeds", "1"], "--seeds must be at least 2"),
