@@ -365,5 +365,5 @@ def test_momentum_is_written_in_place():
 
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params)
     # XLA makes other loops in the tests' fast compilation; users get these.
-    memory = lowered.compile({"xla_cpu_use_fusion_emitters": True}).memory_analysis()
+    memory: Any = lowered.compile({"xla_cpu_use_fusion_emitters": True}).memory_analysis()
     assert memory.temp_size_in_bytes < params["kernel"].nbytes / 2

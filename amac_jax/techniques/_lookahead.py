@@ -124,7 +124,7 @@ def lookahead(
         # Reading `slow` at every step costs less than a conditional: its operand `updates` would
         # first have to be written to memory. A conditional does the writing, because its operands,
         # the slow weights, their momentum and the new parameters, are in memory anyway.
-        if mu is None:
+        if slow_momentum is None:
             updates = each_leaf(landed, updates, params, state.slow, remainder=remainder)
         else:
             updates = each_leaf(
