@@ -16,7 +16,7 @@ Cells = dict[str, dict[str, Any]]  # workload -> optimizer -> what was recorded
 
 
 def read(folder: Path, workloads: dict[str, Workload]) -> Cells:
-    """What is recorded of them, in their order and that of `CONTENDERS`."""
+    """The recorded cells of these workloads; optimizers in the order of `CONTENDERS`."""
     cells = {}
     for name in workloads:
         path = folder / f"{name}.json"

@@ -91,7 +91,7 @@ def decay_weights(
       unless it is given a mask. Optax does not have `cautious` and `floor`.
 
     When not to use:
-      `cautious` with updates that are often exactly 0, such as those of rare words: a weight
+      `cautious` where updates are often exactly 0, such as updates of rare words: a weight
       without an update does not decay here. The paper decays it.
 
     Example:
