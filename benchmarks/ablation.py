@@ -16,24 +16,20 @@ Adam at a rate of 0.005 for all jobs.
 """
 
 import argparse
-import json
-import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import numpy as np
-import optax
 from comparison_report import table
 from contenders import automatic
+from records import RecordError, circumstances, recorded, write
 from statistics_of_runs import holm
 from tqdm import tqdm
 from workloads import ALL, FRESH, WORKLOADS, Workload, image_data
 
-import amac_jax
 from amac_jax.tools import Ablation, ablate
 from amac_jax.tools._ablation import TECHNIQUES, effects_of, plain_of
 from amac_jax.tools.plotting import plot_ablation
@@ -61,11 +57,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     )
     return {
         "configuration": configuration(name, args),
-        "versions": {
-            "python": platform.python_version(),
-            **{lib.__name__: lib.__version__ for lib in (amac_jax, jax, flax, optax, np)},
-        },
-        "device": jax.devices()[0].device_kind,
+        **circumstances(),
         "seconds": time.perf_counter() - began,
         "failed": found.failed,
         "scores": {
@@ -96,9 +88,7 @@ def configuration(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def read(folder: Path, workloads: dict[str, Workload]) -> dict[str, Ablation]:
     found = {}
     for name, workload in workloads.items():
-        path = folder / f"{name}.json"
-        if path.exists():
-            content = json.loads(path.read_text())
+        if content := recorded(folder / f"{name}.json"):
             scores = {variant: np.asarray(row) for variant, row in content["scores"].items()}
             effects = effects_of(scores, higher_is_better=workload.sign > 0)
             found[name] = Ablation(scores, effects, content["failed"])
@@ -194,14 +184,10 @@ def main(argv: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in tqdm(args.workloads, unit="workload", disable=None):
             path = folder / f"{name}.json"
-            done = json.loads(path.read_text()) if path.exists() else {}
-            if done.get("configuration") == configuration(name, args):
-                continue
-            partial_file = path.with_suffix(".json.partial")
-            partial_file.write_text(json.dumps(run(name, args), allow_nan=False) + "\n")
-            partial_file.replace(path)
+            if recorded(path).get("configuration") != configuration(name, args):
+                write(path, run(name, args))
         report(folder)
-    except (image_data.DataError, OSError, json.JSONDecodeError) as error:
+    except (image_data.DataError, RecordError, OSError) as error:
         sys.exit(f"ablation.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished workload")

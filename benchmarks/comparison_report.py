@@ -1,12 +1,12 @@
 """Tables and pictures of what `compare.py` has recorded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from contenders import CONTENDERS
 from matplotlib.figure import Figure
+from records import recorded
 from statistics_of_runs import holm, interval, welch
 from workloads import ALL, FRESH, POINTS, WORKLOADS, Workload
 
@@ -19,8 +19,7 @@ def read(folder: Path, workloads: dict[str, Workload]) -> Cells:
     """The recorded cells of these workloads; optimizers in the order of `CONTENDERS`."""
     cells = {}
     for name in workloads:
-        path = folder / f"{name}.json"
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = recorded(folder / f"{name}.json")
         cells[name] = {other: content[other] for other in CONTENDERS if other in content}
     return {name: row for name, row in cells.items() if row}
 

@@ -1,26 +1,17 @@
 """Tables of what `short_runs.py` has recorded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from comparison_report import table
+from records import recorded
 from short_jobs import JOBS
 from short_variants import ADAMW, AMAC, VARIANTS
 from statistics_of_runs import holm, interval, welch
-from workloads import image_data
 
 LEVEL = 0.05  # of significance, after Holm's correction
 Cells = dict[str, dict[str, Any]]  # job -> variant -> what was recorded
-
-
-def recorded(path: Path) -> dict[str, Any]:
-    """Variant -> what was recorded of a job."""
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except json.JSONDecodeError as error:
-        raise image_data.DataError(f"{path}: not a result ({error}); delete it") from error
 
 
 def read(folder: Path) -> Cells:

@@ -21,21 +21,18 @@ of them; its code between two versions is not, see `--again`.
 """
 
 import argparse
-import json
-import platform
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from records import RecordError, circumstances, recorded, write
 from short_jobs import JOBS, ShortJob, Task
-from short_report import recorded, report
+from short_report import report
 from short_variants import VARIANTS, Variant
 from tqdm import tqdm
 from workloads import image_data
@@ -89,11 +86,7 @@ def cell(job: ShortJob, variant: Variant, figures, seconds: float, args: argpars
 
     return {
         "configuration": configuration(job, variant, args),
-        "versions": {
-            "python": platform.python_version(),
-            **{library.__name__: library.__version__ for library in (jax, flax, optax, np)},
-        },
-        "device": jax.devices()[0].device_kind,
+        **circumstances(),
         "seconds": round(seconds, 1),  # with compilation, where the program was new
         "failed": int(np.sum(~finite)),
         "figures": {
@@ -129,12 +122,6 @@ def missing(name: str, path: Path, args: argparse.Namespace) -> list[str]:
         if done.get(other, {}).get("configuration")
         != configuration(JOBS[name], VARIANTS[other], args)
     ]
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    partial_file = path.with_suffix(".json.partial")
-    partial_file.write_text(json.dumps(content, allow_nan=False) + "\n")
-    partial_file.replace(path)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -186,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         if not args.report:
             measure(args)
         report(args.out)
-    except (image_data.DataError, OSError) as error:
+    except (image_data.DataError, RecordError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished variant")
