@@ -49,27 +49,26 @@ def untuned(workload: Workload, factors: list[float], bar: tqdm, args: argparse.
 def run_rates(name: str, path: Path, args: argparse.Namespace) -> None:
     usual = CONTENDERS["amac"].default(WORKLOADS[name].length)
     wanted = {**protocol(WORKLOADS[name], args), "default": usual._asdict()}
-    content = recorded(path)
-    if content.get("rates", {}).get("configuration") == wanted:
+    if recorded(path).get("rates", {}).get("configuration") == wanted:
         return
     with tqdm(total=2 * args.seeds, desc=f"{name}, rates", unit="run", disable=None) as bar:
         half, twice = untuned(WORKLOADS[name], list(FACTORS), bar, args)
     rates = {"configuration": wanted, **circumstances(), "half": half, "twice": twice}
-    write(path, {**content, "rates": rates})
+    write(path, {**recorded(path), "rates": rates})
 
 
 def run_length(name: str, factor: float, path: Path, args: argparse.Namespace) -> None:
     workload = scaled(WORKLOADS[name], factor)
     wanted = {**protocol(workload, args), "trials": args.trials}
-    content, key = recorded(path), f"{factor:g} times the steps"
-    if content.get(key, {}).get("configuration") == wanted:
+    key = f"{factor:g} times the steps"
+    if recorded(path).get(key, {}).get("configuration") == wanted:
         return
     runs = args.trials + 3 * args.seeds
     with tqdm(total=runs, desc=f"{name}, {key}", unit="run", disable=None) as bar:
         adamw = cell(workload, "adamw", bar, args)
         (amac,) = untuned(workload, [1.0], bar, args)
     found = {"adamw": adamw["tuned"], "chosen": adamw["chosen"], "amac": amac}
-    write(path, {**content, key: {"configuration": wanted, **circumstances(), **found}})
+    write(path, {**recorded(path), key: {"configuration": wanted, **circumstances(), **found}})
 
 
 def scaled(workload: Workload, factor: float) -> Workload:
