@@ -178,8 +178,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.report:
             folders = [args.out, *(args.out / core for core in CORES)]
-            for recorded in [one for one in folders if any(one.glob("*.json"))] or [folder]:
-                report(recorded)
+            for one in [one for one in folders if any(one.glob("*.json"))] or [folder]:
+                report(one)
             return
         folder.mkdir(parents=True, exist_ok=True)
         for name in tqdm(args.workloads, unit="workload", disable=None):

@@ -1,8 +1,9 @@
-"""What a step costs: update and apply in one donated jit, beside optax.adamw in the same rounds.
+"""What a step costs: update and apply in one donated jit, beside another in the same rounds.
 
     python benchmarks/step_time.py                        # 10M parameters, 50 leaves: 2 minutes
     python benchmarks/step_time.py --sizes 100M --json benchmarks/results/step_time-cpu-100M.json
     python benchmarks/step_time.py --variants amac 'amac, everything' --rounds 50
+    python benchmarks/step_time.py --baseline optax.contrib.muon --variants muon amac
 
 Variants take turns, so that what slows the machine down slows all of them; a ratio is that of two
 times of one round. Every sample is five steps, of which one synchronizes and averages.
@@ -22,15 +23,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from tqdm import tqdm
 
 import amac_jax
-from amac_jax.optimizers import EVERY_TECHNIQUE, amac_techniques
+from amac_jax.optimizers import EVERY_TECHNIQUE, MINIMAX, NEWTON_SCHULZ, amac_techniques
 
 STEPS = 5  # a sample; the period of lookahead and averaging
 # The least traffic of float32 parameters, a parameter: gradient, moments and parameters; one step
 # in five slow weights and average; velocity.
-LEAST_BYTES = {"optax.adamw": 28.0, "amac": 31.2, "amac, everything": 39.2}
+LEAST_BYTES = {"optax.adamw": 28.0, "amac, core='adam'": 31.2, "amac, everything": 39.2}
 
 
 def amac(**techniques: Any) -> optax.GradientTransformationExtraArgs:
@@ -51,6 +53,7 @@ BASELINE = "optax.adamw"
 VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     BASELINE: lambda: optax.adamw(1e-3),
     "amac": amac,
+    "amac, core='adam'": lambda: amac(core="adam"),
     "amac, everything": every,
     "everything, noise=None": lambda: every(noise=None),
     "everything, sampler='gaussian'": lambda: every(sampler="gaussian"),
@@ -65,6 +68,10 @@ VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "everything, record_metrics=True": lambda: every(record_metrics=True),
     "everything, skip_nonfinite=True": lambda: every(skip_nonfinite=True),
     "everything, state_dtype='bfloat16'": lambda: every(state_dtype="bfloat16"),
+    "optax.contrib.muon": lambda: optax.contrib.muon(1e-3, weight_decay=0.1, consistent_rms=0.2),
+    "muon": lambda: amac_jax.muon(1e-3),
+    "muon, three quintics": lambda: amac_jax.muon(1e-3, quintics=MINIMAX[3]),
+    "muon, five of the first Muon": lambda: amac_jax.muon(1e-3, quintics=NEWTON_SCHULZ),
     "adamw": adamw,
     "adamw + clip_norm": lambda: adamw(clip_norm=1.0),
     "adamw + centralize": lambda: adamw(centralize=True),
@@ -205,9 +212,10 @@ def torch_runners(params: Any) -> dict[str, Runner]:
 
 
 def measure(
-    size: int, leaves: int, dtype: str, models: int, names: list[str], rounds: int
+    size: int, leaves: int, dtype: str, names: list[str], args: argparse.Namespace
 ) -> dict[str, Any]:
     """One configuration: every variant's times, round by round."""
+    models, rounds, baseline = args.models, args.rounds, args.baseline
     params = parameters(size // models, leaves, dtype)
     if models > 1:
         params = jax.tree.map(lambda x: jnp.repeat(x[None], models, axis=0), params)
@@ -232,7 +240,7 @@ def measure(
     for name in runners:
         if name == "copy":
             continue
-        ratios = [a / b for a, b in zip(times[name], times[BASELINE], strict=True)]
+        ratios = [a / b for a, b in zip(times[name], times[baseline], strict=True)]
         seconds = statistics.median(times[name]) / STEPS
         rows[name] = {
             "ms": 1e3 * seconds,
@@ -248,6 +256,7 @@ def measure(
         "leaves": leaves,
         "dtype": dtype,
         "models": models,
+        "baseline": baseline,
         "rounds": rounds,
         "copy_GB_per_s": copy_bandwidth / 1e9,
         "variants": rows,
@@ -306,10 +315,10 @@ def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
             panel.text(row["ratio_high"], y, f"  {row['ratio']:.2f}", va="center", fontsize=7)
         panel.margins(x=0.1)  # room for the numbers
         panel.axvline(1, color="black", linewidth=0.8)
-        if result["dtype"] == "float32":
-            least = LEAST_BYTES["amac"] / LEAST_BYTES[BASELINE]
+        if result["dtype"] == "float32" and result["baseline"] == BASELINE:
+            least = LEAST_BYTES["amac, core='adam'"] / LEAST_BYTES[BASELINE]
             panel.axvline(least, color="tab:red", linestyle=":", linewidth=1)
-        panel.set_xlabel("time of a step / optax.adamw's")
+        panel.set_xlabel(f"time of a step / {result['baseline']}'s")
         panel.set_title(
             f"{result['parameters'] / 1e6:.3g}M parameters, {result['leaves']} leaves, "
             f"{result['dtype']}",
@@ -317,7 +326,8 @@ def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
         )
     panels[0][0].invert_yaxis()
     figure.suptitle(
-        f"{device}: median and 10 % .. 90 % of paired ratios; dotted: ratio of AMaC's least bytes",
+        f"{device}: median and 10 % .. 90 % of paired ratios; dotted: ratio of the least bytes of "
+        "amac, core='adam'",
         fontsize=9,
     )
     figure.savefig(path, dpi=110)
@@ -369,12 +379,16 @@ def main(argv: list[str] | None = None) -> None:
         metavar="NAME",
         help=f"of {', '.join(map(repr, VARIANTS))}; None: all",
     )
+    parser.add_argument(
+        "--baseline", default=BASELINE, metavar="NAME", help="the variant that others are beside"
+    )
     parser.add_argument("--rounds", type=whole_from(2), default=20, help="how often each is timed")
     parser.add_argument(
         "--json", type=Path, help="a .json file for the figures; a .png goes beside it"
     )
     args = parser.parse_args(argv)
-    names = list(VARIANTS) if args.variants is None else [BASELINE, *args.variants]
+    named = list(VARIANTS) if args.variants is None else args.variants
+    names = [args.baseline, *named]
     if unknown := sorted(set(names) - set(VARIANTS)):
         parser.error(f"no variant {unknown[0]!r}; there are: {', '.join(map(repr, VARIANTS))}")
     if args.json and (args.json.suffix != ".json" or args.json.is_dir()):
@@ -392,12 +406,9 @@ def main(argv: list[str] | None = None) -> None:
     for dtype in args.dtypes:
         for leaves in args.leaves:
             for size in args.sizes:
-                content["results"].append(
-                    measure(
-                        size, leaves, dtype, args.models, list(dict.fromkeys(names)), args.rounds
-                    )
-                )
-                print(table(content["results"][-1]), end="\n\n", flush=True)
+                found = measure(size, leaves, dtype, list(dict.fromkeys(names)), args)
+                content["results"].append(found)
+                print(table(found), end="\n\n", flush=True)
                 gc.collect()
                 if args.json:  # after every configuration, so that an interrupted run has some
                     args.json.parent.mkdir(parents=True, exist_ok=True)

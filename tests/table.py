@@ -110,6 +110,7 @@ OPTIMIZERS = {
         {
             **RATE,
             "b1": (0.9, 0.5),
+            "b2": (0.9, 0.5),
             "rms": (0.2, 0.5),
             "others_multiplier": (1.0, 0.3),
             "weight_decay": (0.1, 0.3),
@@ -240,13 +241,17 @@ CASES = {
         {
             **RATE,
             "total_steps": (20, 12),
-            "epochs": (12.0, 3.0),
             "warmup_steps": (3, 2),
             "end_ratio": (0.3, 0.6),
             **BETAS,
             **{name: two for name, two in TECHNIQUES.items() if name != "average_decay"},
             "key": (1, 2),
         },
+    ),
+    "amac auto": Case(
+        amac_jax.amac,
+        {"total_steps": (20, 12), "epochs": (12.0, 3.0)},
+        fixed={"learning_rate": "auto"},
     ),
     "amac recorded": Case(
         amac_jax.amac,

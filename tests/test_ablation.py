@@ -103,7 +103,7 @@ def test_each_variant_around_adam_is_the_optimizer_that_its_name_says():
 
 def test_each_variant_around_muon_is_the_optimizer_that_its_name_says():
     """All is automatic here; a weight decay of 15 / 30 is more than 0.05 / eta."""
-    peak = 0.012 * (1000 / STEPS) ** 0.5
+    peak = 0.015 * (1000 / STEPS) ** 0.5
     c = 0.01 * (1000 / STEPS) ** (1 / 3) / peak
     decay = {"weight_decay": 0.05 / peak, "decay_floor": 0.7}
     outer = {"sync_period": 5, "slow_step_size": 0.7, "slow_momentum": 0.5}

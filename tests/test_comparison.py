@@ -73,12 +73,12 @@ def test_every_contender_gets_the_same_points_of_its_own_space():
         np.testing.assert_allclose(points, unit["adamw"], atol=1e-6)
 
 
-def test_amac_by_default_is_amac_with_a_rate_and_a_number_of_steps():
+def test_amac_by_default_is_amac_with_a_number_of_steps_and_of_passes():
     params = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
     contender = CONTENDERS["amac"]
     length = Length(50, 4.0)
     default = contender.default(length)
-    built, plain = contender.build(default, length, 0), amac_jax.amac(default.learning_rate, 50)
+    built, plain = contender.build(default, length, 0), amac_jax.amac("auto", 50, epochs=4.0)
     one, other = (jax.jit(tx.update)(params, tx.init(params), params)[0] for tx in (built, plain))
     assert_same_bits(one, other)
 

@@ -47,8 +47,8 @@ def tree(seed: int, dtype: Any = jnp.float32) -> Any:
 
 
 def part(seed: int) -> Any:
-    """One of the four leaves: for the forms that treat every leaf as they treat one."""
-    return {"dense": {"kernel": tree(seed)["dense"]["kernel"]}}
+    """A kernel and its bias: for the forms that treat every leaf as they treat these."""
+    return {"dense": tree(seed)["dense"]}
 
 
 def gradients(like: Any = tree) -> list[Any]:

@@ -11,8 +11,8 @@ from scipy.optimize import linprog
 
 import amac_jax
 from amac_jax import muon, scale_by_orthogonal, stacked
-from amac_jax._core.polar import MINIMAX, polar_factor
-from amac_jax.optimizers import NEWTON_SCHULZ
+from amac_jax._core.polar import polar_factor
+from amac_jax.optimizers import MINIMAX, NEWTON_SCHULZ
 from tests.helpers import apply, assert_close, assert_same_bits, normals, train
 
 LIKE = {
@@ -197,11 +197,11 @@ def products(tx, params):
 
 def test_equal_shapes_are_one_batch_and_large_matrices_are_not():
     small = {f"layer{i}": {"kernel": jnp.zeros((8, 4) if i % 2 else (4, 8))} for i in range(6)}
-    assert len(products(scale_by_orthogonal(quintics=4), small)) == 4 * 3
+    assert len(products(scale_by_orthogonal(quintics=MINIMAX[4]), small)) == 4 * 3
     large = {
         f"layer{i}": {"kernel": jax.ShapeDtypeStruct((1024, 512), "float32")} for i in range(2)
     }
-    assert len(products(scale_by_orthogonal(quintics=3), large)) == 2 * 3 * 3
+    assert len(products(scale_by_orthogonal(quintics=MINIMAX[3]), large)) == 2 * 3 * 3
 
 
 def test_products_of_bfloat16_are_summed_in_float32():
@@ -222,9 +222,33 @@ def test_excluded_kernels_and_all_other_leaves_move_by_the_other_core():
             assert by_sign == (kind != "kernel" or name in ("back", "query"))
 
 
-def test_a_kernel_without_a_gradient_stays():
+@pytest.mark.parametrize("b2", [0.0, 0.9])
+def test_units_are_evened_out_as_in_normuon(b2):
+    """A wide kernel, a tall one and one of attention, whose units are four heads of two."""
+    shapes = {"wide": (4, 6), "tall": (6, 4), "query": (5, 4, 2)}
+    like = {name: {"kernel": jnp.zeros(shape)} for name, shape in shapes.items()}
+    params, *gradients = normals(1, like, 6)
+    tx = scale_by_orthogonal(0.5, b2, quintics=EXACT)
+    state, m, v = tx.init(params), dict.fromkeys(shapes, 0.0), dict.fromkeys(shapes, 0.0)
+    for t, gradient in enumerate(gradients, start=1):
+        ours, state = tx.update(gradient, state, params)
+        for name, shape in shapes.items():
+            g = np.float64(gradient[name]["kernel"]).reshape(shape[0], -1)
+            m[name] = 0.5 * m[name] + 0.5 * g
+            o = polar(0.5 * m[name] + 0.5 * g)
+            v[name] = b2 * v[name] + (1 - b2) * np.mean(o**2, axis=0)
+            o = o / np.sqrt(v[name] / (1 - b2**t))
+            expected = 0.2 * o / np.sqrt(np.mean(o**2))
+            np.testing.assert_allclose(
+                ours[name]["kernel"].reshape(g.shape), expected, atol=1e-5, err_msg=name
+            )
+    assert state.inner.nu.shape == (6 + 4 + 8,)
+
+
+@pytest.mark.parametrize("b2", [None, 0.9])
+def test_a_kernel_without_a_gradient_stays(b2):
     zeros = jax.tree.map(jnp.zeros_like, LIKE)
-    assert_same_bits(apply(scale_by_orthogonal(), zeros, steps=2)[0], zeros)
+    assert_same_bits(apply(scale_by_orthogonal(b2=b2), zeros, steps=2)[0], zeros)
 
 
 def test_the_momentum_of_kernels_is_all_that_is_kept_of_them():
@@ -238,10 +262,11 @@ def test_the_momentum_of_kernels_is_all_that_is_kept_of_them():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"quintics": 2}, "quintics must be 3, 4, 5 or triples of numbers, got 2"),
+        ({"quintics": 2}, "quintics must be triples of numbers, or None, got 2"),
         ({"quintics": ((1.0, 2.0),)}, "quintics must be"),
         ({"rms": 0.0}, r"rms must be in \(0, inf\), got 0.0"),
         ({"exclude": "head"}, "exclude must have non-empty strings for patterns, got 'head'"),
+        ({"b2": 1.0}, r"b2 must be in \[0, 1\), got 1.0"),
         ({"b1": 1.0}, r"b1 must be in \[0, 1\), got 1.0"),
     ],
 )

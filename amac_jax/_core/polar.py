@@ -62,8 +62,8 @@ def polar_factor(
 
     Example:
       >>> polar_factor(jnp.array([[3.0, 0.0], [0.0, -0.5]]), MINIMAX[5]).round(1)
-      Array([[ 0.9,  0. ],
-             [ 0. , -1.1]], dtype=float32)
+      Array([[ 1.1,  0. ],
+             [ 0. , -1. ]], dtype=float32)
 
     Reference:
       Amsel et al., The Polar Express, 2025, https://arxiv.org/abs/2505.16932.
@@ -86,7 +86,7 @@ def polar_factor(
 
     # The largest element first: the squares of huge and of tiny elements leave the range of floats.
     x = matrices
-    x = x * inverse(jnp.max(jnp.abs(matrices), axis=(-2, -1), keepdims=True))
+    x = x * inverse(jnp.max(jnp.abs(matrices), axis=(-2, -1), keepdims=True, initial=0.0))
     x = x * inverse(size(x))
     for number, (a, b, c) in enumerate(quintics):
         gram = times(x, jnp.swapaxes(x, -1, -2).conj())

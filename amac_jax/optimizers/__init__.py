@@ -1,7 +1,7 @@
 """The optimizers: each a core with techniques around it; our own cores stand beside them."""
 
 # isort: off
-from amac_jax._core.polar import NEWTON_SCHULZ
+from amac_jax._core.polar import MINIMAX, NEWTON_SCHULZ
 from amac_jax.optimizers import recipes
 from amac_jax.optimizers._adabelief import ScaleByAdabeliefState, adabelief, scale_by_adabelief
 from amac_jax.optimizers._adam import adam, adamax, adamw, amsgrad, nadam
@@ -22,7 +22,7 @@ __all__ = [  # noqa: RUF022, by kind
     "compose", "amac", "amac_reference", "sgd", "momentum", "nesterov", "adagrad", "rmsprop",
     "adam", "adamw", "amsgrad", "adamax", "nadam", "radam", "adabelief", "lion", "sophia",
     "muon", "newton", "recipes", "scale_by_adabelief", "scale_by_newton", "scale_by_orthogonal",
-    "scale_by_radam", "scale_by_sophia", "NEWTON_SCHULZ", "AUTO_SHARES", "EVERY_TECHNIQUE",
-    "amac_techniques",
+    "scale_by_radam", "scale_by_sophia", "MINIMAX", "NEWTON_SCHULZ", "AUTO_SHARES",
+    "EVERY_TECHNIQUE", "amac_techniques",
     "ScaleByAdabeliefState", "ScaleByOrthogonalState", "ScaleByRadamState", "ScaleBySophiaState",
 ]  # fmt: skip

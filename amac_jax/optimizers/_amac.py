@@ -137,7 +137,8 @@ def amac(
         centralize, clip_value, sync_period    left out in "muon"; True, 1.0, 5 in "adam"
         slow_step_size, dampening    0.8, `momentum`
 
-    The `repr` of the transformation shows the values. The learning rate and the weight decay are
+    The `repr` of the transformation shows the values, and its attribute `resolved` has them by
+    name, without numbers where an argument is traced. The learning rate and the weight decay are
     also among `metrics`. benchmarks/README.md says how the values were found, and what each
     technique is worth around each core.
 
@@ -235,8 +236,10 @@ def auto_weight_decay(
     """The lambda of AMaC: `epochs` / 30 in [0.05, 0.8], and never more than 0.05 / eta.
 
     Example:
-      >>> auto_weight_decay(0.01, 15), auto_weight_decay(1, 15), auto_weight_decay(0.01, None)
-      (0.5, 0.05, 0.15)
+      >>> [round(auto_weight_decay(0.01, epochs), 3) for epochs in (1, 15, 60, None)]
+      [0.05, 0.5, 0.8, 0.15]
+      >>> round(auto_weight_decay(1.0, 15), 3)
+      0.05
     """
     usual = WITHOUT_EPOCHS if epochs is None else derived(decay_of, epochs)
 

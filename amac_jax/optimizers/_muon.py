@@ -15,9 +15,9 @@ from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
 from amac_jax._core.boundary import Stage, Step, stage_of, technique
-from amac_jax._core.hyperparameters import Hyperparameter, is_number
+from amac_jax._core.hyperparameters import Hyperparameter, is_number, step_number
 from amac_jax._core.leaves import each_leaf, zeros_like
-from amac_jax._core.moments import moving_average
+from amac_jax._core.moments import abs_square, bias_corrected, moving_average
 from amac_jax._core.paths import check_fits, check_patterns, first_fit, is_masked
 from amac_jax._core.polar import MINIMAX, Quintic, polar_factor
 from amac_jax._core.ranges import DECAY, NON_NEGATIVE, POSITIVE, checked
@@ -27,6 +27,9 @@ from amac_jax.kernels import fan_in_axes as default_rule
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._keywords import takes_techniques
 from amac_jax.techniques import Techniques
+
+EPS = 1e-16
+"""Added to the mean squares of units: below the squares of all but vanishing updates."""
 
 BATCHED_BELOW = 1 << 18
 """Matrices with fewer elements than this are multiplied in one batch with others of their shape."""
@@ -38,9 +41,10 @@ def muon(
     learning_rate: Hyperparameter,
     *,
     b1: Hyperparameter = 0.95,
+    b2: Hyperparameter | None = None,
     nesterov: bool = True,
     rms: Hyperparameter = 0.2,
-    quintics: int | Sequence[Quintic] = 4,
+    quintics: Sequence[Quintic] | None = None,
     product_dtype: DTypeLike | None = None,
     exclude: Sequence[str] = (),
     others: optax.GradientTransformation | None = None,
@@ -57,7 +61,7 @@ def muon(
 
     Args:
       learning_rate: eta, as large as for AdamW; >= 0.
-      b1, nesterov, rms, quintics, product_dtype, exclude, others: as in
+      b1, b2, nesterov, rms, quintics, product_dtype, exclude, others: as in
         `scale_by_orthogonal`.
       others_multiplier: c, a factor of the rate of `others`; >= 0.
       fan_in_axes: the rule that says which leaves are kernels, for the core and for techniques.
@@ -86,6 +90,7 @@ def muon(
     """
     core = scale_by_orthogonal(
         b1,
+        b2,
         nesterov=nesterov,
         rms=rms,
         quintics=quintics,
@@ -99,19 +104,21 @@ def muon(
 
 
 class ScaleByOrthogonalState(NamedTuple):
-    """The momentum of kernels, and the state of all else."""
+    """The momentum of kernels, the mean squares of their units, and the state of all else."""
 
     mu: Tree  # the kernels' shapes, at least float32; MaskedNode for every other leaf
+    nu: jax.Array | None  # (output units of all kernels,), at least float32; None without b2
     others: Tree  # the state of `others`
 
 
-@technique(b1=DECAY, rms=POSITIVE, others_multiplier=NON_NEGATIVE)
+@technique(b1=DECAY, b2=DECAY, rms=POSITIVE, others_multiplier=NON_NEGATIVE)
 def scale_by_orthogonal(
     b1: Hyperparameter = 0.95,
+    b2: Hyperparameter | None = None,
     *,
     nesterov: bool = True,
     rms: Hyperparameter = 0.2,
-    quintics: int | Sequence[Quintic] = 4,
+    quintics: Sequence[Quintic] | None = None,
     product_dtype: DTypeLike | None = None,
     exclude: Sequence[str] = (),
     others: optax.GradientTransformation | None = None,
@@ -127,7 +134,11 @@ def scale_by_orthogonal(
         d = r sqrt(max(fan-in, fan-out)) O                     the root mean square of d is r
 
     Every direction of a layer's input and output thus moves equally far, however small its share
-    of the gradient. All other leaves (biases, scales, embeddings) are moved by `others`.
+    of the gradient. All other leaves (biases, scales, embeddings) are moved by `others`. With
+    `b2`, every output unit o (a column of O) is first divided by its usual size:
+
+        v_o <- b2 v_o + (1 - b2) mean over the fan-in of |O_o|^2
+        O_o <- O_o / sqrt(v_o / (1 - b2^t)), then O times a number: its mean square is as before
 
     Place it where Adam's core stands: it sees gradients. Its direction does not depend on the
     scale of the gradient. With r = 0.2 its steps are about as large as Adam's.
@@ -143,13 +154,16 @@ def scale_by_orthogonal(
 
     Args:
       b1: decay of the momentum, in [0, 1).
+      b2: decay of the mean squares of output units, in [0, 1), as in NorMuon, where it is 0.95.
+        Off: None, no state.
       nesterov: whether the gradient is counted once more.
       rms: r, the root mean square of d; > 0.
       quintics: the polynomials a s + b s^3 + c s^5 that take singular values to about 1, one
-        after another, as a sequence of (a, b, c); or the number of the best ones for a range, 3 to
-        5. Singular values of N / ||N||, with the norm (sum of s^8)^(1/8): 3 take [0.01, 1] to
-        [0.73, 1.27], 4 take [0.004, 1] to [0.87, 1.13], 5 take [0.001, 1] to [0.89, 1.11].
-        `amac_jax.optimizers.NEWTON_SCHULZ` has the five of the first Muon.
+        after another, as a sequence of (a, b, c). None: the four of `MINIMAX[4]` of
+        `amac_jax.optimizers`, which also has `MINIMAX[3]`, `MINIMAX[5]` and `NEWTON_SCHULZ`,
+        the five of the first Muon. Singular values of N / ||N||, with the norm
+        (sum of s^8)^(1/8): three take [0.01, 1] to [0.73, 1.27], four take [0.004, 1] to
+        [0.87, 1.13], five take [0.001, 1] to [0.89, 1.11].
       product_dtype: the dtype that factors of products are rounded to, such as "bfloat16"; sums
         are in at least float32. None: not rounded, and JAX's default precision of products.
       exclude: patterns of the paths of kernels that `others` moves too, such as ("head",); see
@@ -161,11 +175,12 @@ def scale_by_orthogonal(
 
     Returns:
       A transformation whose updates have the shapes and dtypes of the gradients.
-      State: `CountedState` around `ScaleByOrthogonalState`, 4 bytes for each weight of a kernel.
+      State: `CountedState` around `ScaleByOrthogonalState`, 4 bytes for each weight of a kernel;
+      with `b2` 4 more for each output unit, in one array.
 
     Raises:
-      ValueError: for an argument outside its range; for `quintics` that are not 3 to 5 or triples
-        of numbers; from `init`, for a pattern that fits no leaf.
+      ValueError: for an argument outside its range; for `quintics` that are not triples of
+        numbers; from `init`, for a pattern that fits no leaf.
 
     Differs from Optax:
       `optax.contrib.scale_by_muon` makes every leaf of two axes orthogonal, embeddings too, and
@@ -179,12 +194,13 @@ def scale_by_orthogonal(
       >>> tx = scale_by_orthogonal(rms=1.0)
       >>> gradients = {"kernel": jnp.array([[3.0, 0.0], [0.0, -0.1]])}
       >>> tx.update(gradients, tx.init(gradients))[0]["kernel"].round(1)
-      Array([[ 1.4, -0. ],
-             [ 0. , -1.4]], dtype=float32)
+      Array([[ 1.6,  0. ],
+             [ 0. , -1.2]], dtype=float32)
 
     Reference:
       Jordan et al., Muon, 2024, https://kellerjordan.github.io/posts/muon/. For r: Liu et al., Muon
-      is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982.
+      is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982. For b2: Li et al.,
+      NorMuon, 2025, https://arxiv.org/abs/2510.05491.
     """
     polynomials = quintics_of(quintics)
     rule = default_rule if fan_in_axes is None else fan_in_axes
@@ -199,20 +215,28 @@ def scale_by_orthogonal(
         check_rule(rule, params)
         check_fits("exclude", exclude, params)
         kernels, rest = parted(params, axes_of)
-        return ScaleByOrthogonalState(zeros_like(kernels), inner.begin(rest))
+        mu = zeros_like(kernels)
+        nu = None if b2 is None else mean_squares(mu, axes_of)
+        return ScaleByOrthogonalState(mu, nu, inner.begin(rest))
 
     def update(updates: Tree, state: ScaleByOrthogonalState, params: Tree, step: Step):
         gradients, rest = parted(updates, axes_of)
         mu = moving_average(step.b1, state.mu, gradients)
         momentum = moving_average(step.b1, mu, gradients) if nesterov else mu
-        direction = orthogonal(momentum, axes_of, polynomials, product_dtype)
-        direction = scaled(direction, axes_of, step.rms)
+        matrices = [as_matrices(*leaf) for leaf in kernels_of(momentum, axes_of)]
+        factors, nu = orthogonal(matrices, polynomials, product_dtype), state.nu
+        if nu is not None:
+            factors, nu = evened(factors, nu, step)
+        direction = jax.tree.structure(momentum).unflatten(
+            from_matrices(step.rms.astype(o.dtype) * math.sqrt(larger_side(o)) * o, *leaf)
+            for o, leaf in zip(factors, kernels_of(momentum, axes_of), strict=True)
+        )
         rest_params = None if params is None else parted(params, axes_of)[1]
         rest, others_state = inner.update(
             rest, state.others, rest_params, inner.at(step, rest_params)
         )
         rest = each_leaf(lambda d, m: m * d, rest, m=step.others_multiplier)
-        return joined(direction, rest), ScaleByOrthogonalState(mu, others_state)
+        return joined(direction, rest), ScaleByOrthogonalState(mu, nu, others_state)
 
     return Stage(update, init)
 
@@ -236,48 +260,26 @@ def joined(kernels: Tree, rest: Tree) -> Tree:
     return jax.tree.map(lambda k, r: r if is_masked(k) else k, kernels, rest, is_leaf=is_masked)
 
 
-def orthogonal(
-    momentum: Tree,
-    axes_of: AxesOf,
-    quintics: Sequence[Quintic],
-    product_dtype: DTypeLike | None = None,
-) -> Tree:
-    """U V^H of every kernel; matrices of one shape are one batch where they are small."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(momentum)
-    shaped = [as_matrices(x, axes_of(path, x)) for path, x in leaves]
-    batches: dict[tuple, list[int]] = {}
-    for place, x in enumerate(shaped):
-        is_small = math.prod(x.shape[1:]) < BATCHED_BELOW
-        batches.setdefault((*x.shape[1:], x.dtype, is_small or place), []).append(place)
-    for places in batches.values():
-        batch = jnp.concatenate([shaped[place] for place in places])
-        done = polar_factor(batch, quintics, product_dtype)
-        ends = [*itertools.accumulate(len(shaped[place]) for place in places)]
-        for place, part in zip(places, jnp.split(done, ends[:-1]), strict=True):
-            path, x = leaves[place]
-            shaped[place] = from_matrices(part, x, axes_of(path, x))
-    return structure.unflatten(shaped)
+def kernels_of(tree: Tree, axes_of: AxesOf) -> list[tuple[jax.Array, MatrixAxes]]:
+    """The leaves of a tree of kernels, with their axes."""
+    return [(x, axes_of(path, x)) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def as_matrices(kernel: jax.Array, axes: MatrixAxes) -> jax.Array:
-    """(number, smaller side, larger side): a kernel as a stack of matrices, whole on each device.
+    """(number, fan-in, fan-out): a kernel as a stack of matrices, whole on each device.
 
     Example:
       >>> as_matrices(jnp.ones((3, 5, 4, 2)), MatrixAxes((), (0, 1, 2), (3,))).shape
-      (1, 2, 60)
+      (1, 60, 2)
     """
     if is_explicit(kernel):
         kernel = jax.sharding.reshard(kernel, PartitionSpec(*[None] * kernel.ndim))
-    stack, fan_in, fan_out = (sizes(kernel, part) for part in axes)
     ordered = kernel.transpose((*axes.stack, *axes.fan_in, *axes.fan_out))
-    matrices = ordered.reshape(math.prod(stack), math.prod(fan_in), math.prod(fan_out))
-    return jnp.swapaxes(matrices, 1, 2) if is_tall(kernel, axes) else matrices
+    return ordered.reshape([math.prod(sizes(kernel, part)) for part in axes])
 
 
 def from_matrices(matrices: jax.Array, like: jax.Array, axes: MatrixAxes) -> jax.Array:
     """The kernel whose matrices these are, placed as `like` is."""
-    if is_tall(like, axes):
-        matrices = jnp.swapaxes(matrices, 1, 2)
     order = (*axes.stack, *axes.fan_in, *axes.fan_out)
     kernel = matrices.reshape(sizes(like, order)).transpose(
         sorted(range(like.ndim), key=order.__getitem__)
@@ -287,8 +289,60 @@ def from_matrices(matrices: jax.Array, like: jax.Array, axes: MatrixAxes) -> jax
     return kernel
 
 
-def is_tall(kernel: jax.Array, axes: MatrixAxes) -> bool:
-    return math.prod(sizes(kernel, axes.fan_in)) > math.prod(sizes(kernel, axes.fan_out))
+def orthogonal(
+    matrices: Sequence[jax.Array],
+    quintics: Sequence[Quintic],
+    product_dtype: DTypeLike | None = None,
+) -> list[jax.Array]:
+    """U V^H of each; matrices of one shape, or of transposed shapes, are a batch if small."""
+    wide = [x.mT if is_tall(x) else x for x in matrices]
+    batches: dict[tuple, list[int]] = {}
+    for place, x in enumerate(wide):
+        is_small = math.prod(x.shape[1:]) < BATCHED_BELOW
+        batches.setdefault((*x.shape[1:], x.dtype, is_small or place), []).append(place)
+    for places in batches.values():
+        batch = jnp.concatenate([wide[place] for place in places])
+        done = polar_factor(batch, quintics, product_dtype)
+        ends = [*itertools.accumulate(len(wide[place]) for place in places)]
+        for place, part in zip(places, jnp.split(done, ends[:-1]), strict=True):
+            wide[place] = part
+    return [done.mT if is_tall(x) else done for done, x in zip(wide, matrices, strict=True)]
+
+
+def is_tall(matrices: jax.Array) -> bool:
+    return matrices.shape[1] > matrices.shape[2]
+
+
+def larger_side(matrices: jax.Array) -> int:
+    return max(matrices.shape[1:])
+
+
+def mean_squares(kernels: Tree, axes_of: AxesOf) -> jax.Array:
+    """Zeros for the output units of all kernels, one after another."""
+    leaves = kernels_of(kernels, axes_of)
+    units = sum(math.prod(sizes(x, (*axes.stack, *axes.fan_out))) for x, axes in leaves)
+    return jnp.zeros(units, jnp.result_type(jnp.float32, *(x.real.dtype for x, _ in leaves)))
+
+
+def evened(
+    matrices: Sequence[jax.Array], nu: jax.Array, step: Step
+) -> tuple[list[jax.Array], jax.Array]:
+    """Each O with its output units divided by their usual sizes, and the new mean squares."""
+    squares = [jnp.mean(abs_square(o), axis=1) for o in matrices]
+    ends = [*itertools.accumulate(x.size for x in squares)]
+    parts = jnp.split(nu, ends[:-1]) if ends else []
+    before = [part.astype(x.dtype).reshape(x.shape) for part, x in zip(parts, squares, strict=True)]
+    after = moving_average(step.b2, before, squares)
+    v_hat = bias_corrected(after, step.b2, step_number(step.count))
+
+    def divided(o: jax.Array, v: jax.Array) -> jax.Array:
+        o = o * jax.lax.rsqrt(v + EPS)[:, None]
+        # A matrix with singular values of 1 has the mean square 1 / larger side.
+        mean = jnp.mean(abs_square(o), axis=(1, 2), keepdims=True)
+        return o * jax.lax.rsqrt(larger_side(o) * mean + EPS)
+
+    nu = jnp.concatenate([nu[:0], *(x.ravel().astype(nu.dtype) for x in after)])
+    return [divided(o, v) for o, v in zip(matrices, v_hat, strict=True)], nu
 
 
 def sizes(kernel: jax.Array, axes: Sequence[int]) -> tuple[int, ...]:
@@ -300,23 +354,10 @@ def is_explicit(x: jax.Array) -> bool:
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
-def scaled(direction: Tree, axes_of: AxesOf, rms: jax.Array) -> Tree:
-    """r sqrt(max(fan-in, fan-out)) O."""
-
-    def scale(path: KeyPath, o: jax.Array) -> jax.Array:
-        return o * (rms.astype(o.dtype) * math.sqrt(larger_side(o, axes_of(path, o))))
-
-    return jax.tree_util.tree_map_with_path(scale, direction)
-
-
-def larger_side(kernel: jax.Array, axes: MatrixAxes) -> int:
-    return max(math.prod(sizes(kernel, part)) for part in (axes.fan_in, axes.fan_out))
-
-
-def quintics_of(given: int | Sequence[Quintic]) -> Sequence[Quintic]:
+def quintics_of(given: Sequence[Quintic] | None) -> Sequence[Quintic]:
     """The polynomials for an argument `quintics`."""
-    if isinstance(given, int) and given in MINIMAX:
-        return MINIMAX[given]
+    if given is None:
+        return MINIMAX[4]
     if (
         isinstance(given, Sequence)
         and given
@@ -326,4 +367,4 @@ def quintics_of(given: int | Sequence[Quintic]) -> Sequence[Quintic]:
         )
     ):
         return tuple((float(a), float(b), float(c)) for a, b, c in given)
-    raise ValueError(f"quintics must be 3, 4, 5 or triples of numbers, got {given!r}")
+    raise ValueError(f"quintics must be triples of numbers, or None, got {given!r}")
