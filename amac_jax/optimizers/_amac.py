@@ -138,9 +138,9 @@ def amac(
         slow_step_size, dampening    0.8, `momentum`
 
     The `repr` of the transformation shows the values, and its attribute `resolved` has them by
-    name, without numbers where an argument is traced. The learning rate and the weight decay are
-    also among `metrics`. benchmarks/README.md says how the values were found, and what each
-    technique is worth around each core.
+    name; where an argument is traced or a schedule, they are functions of the count. The learning
+    rate and the weight decay are also among `metrics`. benchmarks/README.md says how the values
+    were found, and what each technique is worth around each core.
 
     Args:
       learning_rate: the peak of eta_t; >= 0. A number is followed by all leaves, in the proportion
@@ -219,14 +219,10 @@ def amac(
         end = _auto("end_ratio", end_ratio, 0.3, UNIT)
         rate = warmup_cosine(peak, total_steps, 0 if warmup is None else warmup, product(peak, end))
     tx = compose(transformation, rate, **around)
-    automatic = {
+    tx.resolved = {  # pyright: ignore[reportAttributeAccessIssue]
         "learning_rate": peak, "warmup_steps": warmup, "end_ratio": end,
         **{name: around.get(name) for name in _AUTO},
     }  # fmt: skip
-    tx.resolved = {  # pyright: ignore[reportAttributeAccessIssue]
-        name: float(f"{value:.6g}") if isinstance(value, float) else value
-        for name, value in automatic.items()
-    }
     return tx
 
 
