@@ -3,7 +3,7 @@
 An optimizer is a core with techniques around it, each a keyword, each also a transformation:
 
     import amac_jax, optax
-    tx = amac_jax.amac(5e-3, total_steps=10_000)                   # techniques that pay, measured
+    tx = amac_jax.amac("auto", total_steps=10_000)                 # nothing to tune
     tx = amac_jax.adamw(1e-3, clip_norm=1.0, average_start=5000)   # AdamW and two of them
     tx = amac_jax.compose(optax.scale_by_lion(), 1e-4, sync_period=5)         # around any core
     tx = optax.chain(amac_jax.centralize(), optax.adam(1e-3), amac_jax.lookahead())  # your chain

@@ -4,6 +4,7 @@
     python benchmarks/step_time.py --sizes 100M --json benchmarks/results/step_time-cpu-100M.json
     python benchmarks/step_time.py --variants amac 'amac, everything' --rounds 50
     python benchmarks/step_time.py --baseline optax.contrib.muon --variants muon amac
+    python benchmarks/step_time.py --jobs lstm deep-mlp --rounds 100 --variants muon adamw
 
 Variants take turns, so that what slows the machine down slows all of them; a ratio is that of two
 times of one round. Every sample is five steps, of which one synchronizes and averages.
@@ -11,12 +12,14 @@ times of one round. Every sample is five steps, of which one synchronizes and av
 
 import argparse
 import gc
+import itertools
 import json
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +28,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 from tqdm import tqdm
+from workloads import ALL
 
 import amac_jax
 from amac_jax.optimizers import EVERY_TECHNIQUE, MINIMAX, NEWTON_SCHULZ, amac_techniques
@@ -211,18 +215,24 @@ def torch_runners(params: Any) -> dict[str, Runner]:
     }
 
 
+def parameters_of_job(name: str, dtype: Any) -> Any:
+    """The parameters of a job of `compare.py`."""
+    params = jax.jit(ALL[name].make().init)(jax.random.key(0))
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
 def measure(
-    size: int, leaves: int, dtype: str, names: list[str], args: argparse.Namespace
+    params: Any, job: str, dtype: str, names: list[str], args: argparse.Namespace
 ) -> dict[str, Any]:
     """One configuration: every variant's times, round by round."""
     models, rounds, baseline = args.models, args.rounds, args.baseline
-    params = parameters(size // models, leaves, dtype)
+    leaves = len(jax.tree.leaves(params))
     if models > 1:
         params = jax.tree.map(lambda x: jnp.repeat(x[None], models, axis=0), params)
     key = jax.random.key(0)
     gradients = jax.tree.map(lambda x: 0.01 * jax.random.normal(key, x.shape, x.dtype), params)
     count = count_of(params)
-    what = f"{size / 1e6:g}M parameters, {leaves} leaves, {dtype}, {models} models"
+    what = f"{count / 1e6:.3g}M parameters, {leaves} leaves, {dtype}, {models} models"
     runners = {"copy": copy_runner(params)}
     bar: dict[str, Any] = {"leave": False, "disable": None}  # on a terminal alone
     for name in tqdm(names, desc=f"{what}: compiling", **bar):
@@ -252,6 +262,7 @@ def measure(
         if dtype == "float32" and name in LEAST_BYTES:
             rows[name]["copy_share"] = LEAST_BYTES[name] * count / seconds / copy_bandwidth
     return {
+        "job": job,
         "parameters": count,
         "leaves": leaves,
         "dtype": dtype,
@@ -265,8 +276,8 @@ def measure(
 
 def table(result: dict[str, Any]) -> str:
     header = (
-        f"{result['parameters'] / 1e6:.4g}M parameters, {result['leaves']} leaves, "
-        f"{result['dtype']}, {result['models']} model(s); "
+        f"{result['job'] and result['job'] + ': '}{result['parameters'] / 1e6:.4g}M parameters, "
+        f"{result['leaves']} leaves, {result['dtype']}, {result['models']} model(s); "
         f"in-place copy {result['copy_GB_per_s']:.1f} GB/s\n"
         f"{'':34s}    ms   ratio  10 % .. 90 %  bytes  state  of copy  compile s"
     )
@@ -319,11 +330,9 @@ def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
             least = LEAST_BYTES["amac, core='adam'"] / LEAST_BYTES[BASELINE]
             panel.axvline(least, color="tab:red", linestyle=":", linewidth=1)
         panel.set_xlabel(f"time of a step / {result['baseline']}'s")
-        panel.set_title(
-            f"{result['parameters'] / 1e6:.3g}M parameters, {result['leaves']} leaves, "
-            f"{result['dtype']}",
-            fontsize=9,
-        )
+        what = f"{result['parameters'] / 1e6:.3g}M parameters, {result['leaves']} leaves"
+        title = f"{result['job'] or what}, {result['dtype']}"
+        panel.set_title(title, fontsize=9)
     panels[0][0].invert_yaxis()
     figure.suptitle(
         f"{device}: median and 10 % .. 90 % of paired ratios; dotted: ratio of the least bytes of "
@@ -357,6 +366,17 @@ def whole_from(least: int) -> Callable[[str], int]:
     return whole
 
 
+def configurations(args: argparse.Namespace) -> list[tuple[str, Callable[[Any], Any]]]:
+    """The name of a job, or "", and its parameters for a dtype."""
+    if args.jobs:
+        return [(name, partial(parameters_of_job, name)) for name in args.jobs]
+    return [
+        ("", partial(parameters, size // args.models, leaves))
+        for leaves in args.leaves
+        for size in args.sizes
+    ]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Times of optimizer steps beside optax.adamw's; see the top of this file.",
@@ -366,6 +386,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--leaves", type=whole_from(2), nargs="+", default=[50], help="half kernels, half biases"
     )
+    parser.add_argument(
+        "--jobs", nargs="+", choices=ALL, metavar="NAME",
+        help="in their place, the parameters of jobs of compare.py: " + ", ".join(ALL),
+    )  # fmt: skip
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument(
         "--models",
@@ -403,16 +427,15 @@ def main(argv: list[str] | None = None) -> None:
         },
         "results": [],
     }
-    for dtype in args.dtypes:
-        for leaves in args.leaves:
-            for size in args.sizes:
-                found = measure(size, leaves, dtype, list(dict.fromkeys(names)), args)
-                content["results"].append(found)
-                print(table(found), end="\n\n", flush=True)
-                gc.collect()
-                if args.json:  # after every configuration, so that an interrupted run has some
-                    args.json.parent.mkdir(parents=True, exist_ok=True)
-                    args.json.write_text(json.dumps(content, indent=2) + "\n")
+    names = list(dict.fromkeys(names))
+    for dtype, (job, make) in itertools.product(args.dtypes, configurations(args)):
+        found = measure(make(dtype), job, dtype, names, args)
+        content["results"].append(found)
+        print(table(found), end="\n\n", flush=True)
+        gc.collect()
+        if args.json:  # after every configuration, so that an interrupted run has some
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(content, indent=2) + "\n")
     if args.json:
         picture = args.json.with_suffix(".png")
         draw(content["results"], content["device"], picture)

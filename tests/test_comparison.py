@@ -358,8 +358,10 @@ def test_verdicts_follow_the_sign_of_the_metric(short):
     behind = {"short": {"amac": made(high), "adamw": made(low)}}
     assert comparison_report.best_or_tied(behind) == []
     assert comparison_report.steps_to_target("short", cells["short"]["amac"]) == 40
-    assert "| `lion` | 0 | 0 |" in comparison_report.opponents_table(cells)
-    assert "| `adamw` | 1: short | 0 |" in comparison_report.opponents_table(cells)
+    assert "| `lion` | 0 | 0 |" in comparison_report.opponents_table(cells, "tuned")
+    assert "| `adamw` | 1: short | 0 |" in comparison_report.opponents_table(cells, "tuned")
+    assert "`amac`" not in comparison_report.opponents_table(cells, "tuned").split("---")[-1]
+    assert "| `amac` | 0 | 0 |" in comparison_report.opponents_table(cells, "default")
     text = comparison_report.main_table(cells)
     assert "**+2.000 ± " in text
     assert "better on 1 of 1 workloads, worse on 0" in text
@@ -380,7 +382,7 @@ def test_fresh_jobs_are_reported_apart(short, tmp_path, monkeypatch):
     comparison_report.report(tmp_path)
     after = (tmp_path / "tables.md").read_text()
     assert after.startswith(before)
-    _, apart = after.split("## On fresh jobs: AMaC and AdamW\n")
+    _, apart = after.split("## On fresh jobs: AMaC, AdamW and Muon\n")
     assert "| fresh, log10 gap ↓ |" in apart
     assert "short" not in apart
     assert "fresh" not in before
@@ -389,7 +391,9 @@ def test_fresh_jobs_are_reported_apart(short, tmp_path, monkeypatch):
     assert f"p = {p:.2g}" in apart
     (tmp_path / "short.json").unlink()
     comparison_report.report(tmp_path)
-    assert (tmp_path / "tables.md").read_text() == "## On fresh jobs: AMaC and AdamW\n" + apart
+    assert (
+        tmp_path / "tables.md"
+    ).read_text() == "## On fresh jobs: AMaC, AdamW and Muon\n" + apart
 
 
 def test_the_readmes_tables_are_those_of_the_recorded_runs():
