@@ -45,7 +45,9 @@ FAMILIES = {
     "Variants of Adam": {
         "amsgrad": 0.03, "adamax": 0.1, "nadam": 0.1, "radam": 0.1, "adabelief": 0.1,
     },
-    "Signs, curvature, techniques": {"lion": 0.01, "sophia": 0.03, "newton": 1.0, "amac": 0.1},
+    "Signs, matrices, curvature, techniques": {
+        "lion": 0.01, "muon": 0.1, "sophia": 0.03, "newton": 1.0, "amac": 0.1,
+    },
 }  # fmt: skip
 RATES = {name: rate for family in FAMILIES.values() for name, rate in family.items()}
 GRID = 10.0 ** np.arange(-2, 2, 0.5)

@@ -250,8 +250,8 @@ CASES = {
     ),
     "amac auto": Case(
         amac_jax.amac,
-        {"total_steps": (20, 12), "epochs": (12.0, 3.0)},
-        fixed={"learning_rate": "auto"},
+        {"total_steps": (60, 40), "epochs": (12.0, 3.0)},
+        fixed={"learning_rate": "auto", "average_start": 2},
     ),
     "amac recorded": Case(
         amac_jax.amac,

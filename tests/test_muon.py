@@ -245,6 +245,15 @@ def test_units_are_evened_out_as_in_normuon(b2):
     assert state.inner.nu.shape == (6 + 4 + 8,)
 
 
+def test_a_kernel_that_is_not_finite_leaves_the_others_alone():
+    gradients = {"a": {"kernel": jnp.ones((4, 6))}, "b": {"kernel": jnp.full((4, 6), jnp.nan)}}
+    tx = scale_by_orthogonal(b2=0.9)
+    updates, state = jax.jit(tx.update)(gradients, tx.init(gradients))
+    assert np.all(np.isfinite(updates["a"]["kernel"]))
+    assert np.all(np.isnan(updates["b"]["kernel"]))
+    np.testing.assert_array_equal(np.isfinite(state.inner.nu), [True] * 6 + [False] * 6)
+
+
 @pytest.mark.parametrize("b2", [None, 0.9])
 def test_a_kernel_without_a_gradient_stays(b2):
     zeros = jax.tree.map(jnp.zeros_like, LIKE)

@@ -336,10 +336,10 @@ def evened(
     v_hat = bias_corrected(after, step.b2, step_number(step.count))
 
     def divided(o: jax.Array, v: jax.Array) -> jax.Array:
-        o = o * jax.lax.rsqrt(v + EPS)[:, None]
+        o = o * jax.lax.rsqrt(v + EPS)[:, None].astype(o.dtype)
         # A matrix with singular values of 1 has the mean square 1 / larger side.
         mean = jnp.mean(abs_square(o), axis=(1, 2), keepdims=True)
-        return o * jax.lax.rsqrt(larger_side(o) * mean + EPS)
+        return o * jax.lax.rsqrt(larger_side(o) * mean + EPS).astype(o.dtype)
 
     nu = jnp.concatenate([nu[:0], *(x.ravel().astype(nu.dtype) for x in after)])
     return [divided(o, v) for o, v in zip(matrices, v_hat, strict=True)], nu
