@@ -89,40 +89,47 @@ def best_or_tied(cells: Cells) -> list[str]:
     return names
 
 
+RIVALS = {"adamw": "`adamw`", "muon": "`muon` of Optax"}
+
+
 def all_verdicts(cells: Cells) -> dict[tuple[str, str], Verdicts]:
-    """AMaC, untuned and tuned, against AdamW and Muon, both tuned."""
-    return {
+    """AMaC, untuned and tuned, against AdamW and Muon, both tuned, as far as they are recorded."""
+    found = {
         (kind, other): Verdicts(cells, ("amac", kind), (other, "tuned"))
         for kind in ("default", "tuned")
-        for other in ("adamw", "muon")
+        for other in RIVALS
     }
+    return {pair: verdicts for pair, verdicts in found.items() if verdicts}
 
 
 def main_table(cells: Cells) -> str:
     verdicts = all_verdicts(cells)
+    rivals = [other for other in RIVALS if ("tuned", other) in verdicts]
+    head = ["test accuracy in %, or ↓", *(f"{RIVALS[other]}, tuned" for other in rivals)]
+    columns = {}
+    for kind, what in (("default", "untuned"), ("tuned", "tuned")):
+        head += [f"`amac`, {what}", *(f"its gain over `{other}`" for other in rivals)]
+        columns[kind] = [verdicts[kind, other] for other in rivals]
     rows = []
     for name, row in cells.items():
         if "amac" in row:
             workload = ALL[name]
             rows.append(
                 [f"{name}{'' if workload.sign > 0 else f', {workload.metric} ↓'}"]
-                + [shown(row[other]) if other in row else "" for other in ("adamw", "muon")]
-                + [shown(row["amac"], "default")]
-                + [verdicts["default", other].cell(name) for other in ("adamw", "muon")]
-                + [shown(row["amac"])]
-                + [verdicts["tuned", other].cell(name) for other in ("adamw", "muon")]
+                + [shown(row[other]) if other in row else "" for other in rivals]
+                + [
+                    shown(row["amac"], "default"),
+                    *(found.cell(name) for found in columns["default"]),
+                ]
+                + [shown(row["amac"]), *(found.cell(name) for found in columns["tuned"])]
             )
-    head = ["test accuracy in %, or ↓", "`adamw`, tuned", "`muon` of Optax, tuned"]
-    head += ["`amac`, untuned", "its gain over `adamw`", "over `muon`"]
-    head += ["`amac`, tuned", "its gain over `adamw`", "over `muon`"]
     tied = best_or_tied(cells)
     lines = [table(head, rows)]
     for (kind, other), found in verdicts.items():
-        if found:
-            lines.append(
-                f"{'Untuned' if kind == 'default' else 'Tuned'} `amac` against tuned `{other}`: "
-                f"better on {found.count(1)} of {len(found)} workloads, worse on {found.count(-1)}."
-            )
+        lines.append(
+            f"{'Untuned' if kind == 'default' else 'Tuned'} `amac` against tuned `{other}`: "
+            f"better on {found.count(1)} of {len(found)} workloads, worse on {found.count(-1)}."
+        )
     lines.append(
         f"No opponent is better than tuned `amac` on {len(tied)}: {', '.join(tied) or 'none'}."
     )

@@ -1,8 +1,8 @@
 """Train a small network on MNIST with AMaC or another optimizer, each epoch one jitted scan.
 
-    python examples/mnist.py                  # an MLP: 98.3 % in 13 seconds on 2 CPU cores
+    python examples/mnist.py                  # an MLP: 98.7 % in 40 seconds on 2 CPU cores
     python examples/mnist.py --model cnn --augment --epochs 15  # 99.6 % in 15 minutes
-    python examples/mnist.py --optimizer adamw
+    python examples/mnist.py --optimizer adamw                  # 98.2 % in 16 seconds
     python examples/mnist.py --checkpoint-dir runs/checkpoints --resume  # begin, or go on
 
 It prints a line an epoch and writes metrics.json and training.png to --out. What --resume goes on

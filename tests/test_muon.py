@@ -113,6 +113,17 @@ def test_singular_values_go_through_the_quintics(spectrum):
     np.testing.assert_allclose(np.sort(found), np.sort(expected), atol=1e-3)
 
 
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_wide_matrices_have_the_same_factor_to_half_of_the_digits(spectrum):
+    """A CPU takes the products of their smaller side alone; others have as many as always."""
+    square = SPECTRA[spectrum](np.random.default_rng(0))[:32, :32]
+    to_wide = np.linalg.qr(np.random.default_rng(1).standard_normal((100, 32)))[0].T
+    found = jax.jit(lambda x: polar_factor(x, MINIMAX[4]))(jnp.float32(square @ to_wide))
+    with jax.enable_x64(True):
+        expected = polar_factor(jnp.float64(square), MINIMAX[4]) @ to_wide
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (2, 4, 4)])
 def test_the_polar_factor_is_that_of_the_decomposition_at_every_scale(shape, scale):
