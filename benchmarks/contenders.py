@@ -144,7 +144,7 @@ def amac(core: Literal["muon", "adam"]):
 def automatic(core: Literal["muon", "adam"], length: Length) -> Mapping[str, Any]:
     """What `amac` makes of the number of steps and of passes alone."""
     tx = amac_jax.amac("auto", length.steps, core=core, epochs=length.passes)
-    return tx.resolved  # pyright: ignore[reportAttributeAccessIssue]
+    return tx.resolved
 
 
 def last_weights(state: Any, params: Any) -> Any:

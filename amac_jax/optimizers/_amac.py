@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack, cast
 
 import optax
 
+from amac_jax._core.boundary import Transformation
 from amac_jax._core.hyperparameters import Hyperparameter, derived, is_number, product
 from amac_jax._core.ranges import COUNT, DECAY, NON_NEGATIVE, POSITIVE, UNIT, Range, check, checked
 from amac_jax._core.types import Keywords, is_function
@@ -105,7 +106,7 @@ def amac(
     b2: Hyperparameter = 0.999,
     eps: Hyperparameter = 1e-8,
     **techniques: Unpack[AutoTechniques],
-) -> optax.GradientTransformationExtraArgs:
+) -> Transformation:
     """AMaC: tell it the number of steps, and every other value follows.
 
     `amac("auto", total_steps)` needs nothing else. Where the run passes over its data several
@@ -222,8 +223,8 @@ def amac(
         warmup = _auto("warmup_steps", warmup_steps, usual_warmup)
         end = _auto("end_ratio", end_ratio, 0.3, UNIT)
         rate = warmup_cosine(peak, total_steps, 0 if warmup is None else warmup, product(peak, end))
-    tx = compose(transformation, rate, **around)
-    tx.resolved = {  # pyright: ignore[reportAttributeAccessIssue]
+    tx = cast(Transformation, compose(transformation, rate, **around))
+    tx.resolved = {
         "learning_rate": peak, "warmup_steps": warmup, "end_ratio": end,
         **{name: around.get(name) for name in _AUTO},
     }  # fmt: skip

@@ -269,7 +269,7 @@ def _scores(job: _Job, width: int, data: Tree, values: dict[str, jax.Array], key
 def _resolved(learning_rate: float | Literal["auto"], steps: int, **settings: Any) -> Keywords:
     """What `amac` makes of these arguments; None for what it leaves out."""
     tx = amac(learning_rate, int(steps), **settings)
-    return tx.resolved  # pyright: ignore[reportAttributeAccessIssue]
+    return tx.resolved
 
 
 def _variants(
