@@ -282,8 +282,12 @@ def test_the_momentum_of_kernels_is_all_that_is_kept_of_them():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"quintics": 2}, "quintics must be triples of numbers, or None, got 2"),
+        ({"quintics": 2}, "quintics must be a sequence of .* or None, got 2"),
         ({"quintics": ((1.0, 2.0),)}, "quintics must be"),
+        ({"quintics": ((float("nan"), 2.0, 3.0),)}, "quintics must be"),
+        ({"product_dtype": "int8"}, "product_dtype must be None or a dtype of floats, got 'int8'"),
+        ({"product_dtype": "bf16"}, "product_dtype must be None or a dtype of floats, got 'bf16'"),
+        ({"others": amac_jax.adam(0.1)}, "others must be a scale_by_"),
         ({"rms": 0.0}, r"rms must be in \(0, inf\), got 0.0"),
         ({"exclude": "head"}, "exclude must have non-empty strings for patterns, got 'head'"),
         ({"b2": 1.0}, r"b2 must be in \[0, 1\), got 1.0"),
@@ -293,6 +297,11 @@ def test_the_momentum_of_kernels_is_all_that_is_kept_of_them():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         scale_by_orthogonal(**arguments)
+
+
+def test_a_foreign_optimizer_in_the_place_of_the_other_core_is_refused():
+    with pytest.raises(ValueError, match=r"others must be a scale_by_.*, got an optimizer"):
+        muon(0.1, others=optax.adam(0.1)).init(LIKE)
 
 
 def test_a_pattern_that_fits_nothing_is_refused():

@@ -123,20 +123,26 @@ def amac(
     **Evaluate with `averaged_params(opt_state, params)`**: the last weights are usually worse.
 
     `core="adam"` moves every leaf by Adam. Its gradients are centralized, its steps clipped by
-    value, and lookahead is on. With `**amac_jax.optimizers.EVERY_TECHNIQUE` it is the published
-    idea, every technique of it. `amac_reference` lists what differs from the published program.
+    value, and lookahead is on. `**amac_jax.optimizers.EVERY_TECHNIQUE`, which has `core="adam"`, is
+    the published idea, every technique of it. `amac_reference` lists what differs from the
+    published program.
 
     What "auto" stands for, with T = `total_steps` and E = `epochs`:
 
-        learning_rate    0.015 sqrt(1000 / T) of kernels in "muon", 0.01 (1000 / T)^(1/3) in "adam"
-        c                the quotient of the second and the first
+        learning_rate    0.015 sqrt(1000 / T) in "muon", 0.01 (1000 / T)^(1/3) in "adam"
+        c                0.01 (1000 / T)^(1/3) / (0.015 sqrt(1000 / T)) in "muon"
         weight_decay     E / 30, at least 0.05 and at most 0.8; 0.15 without E; at most 0.05 / eta
         decay_floor      0.7 where the weight decay is "auto": decay alone leaves a kernel, such as
                          a trained one, with at least this share of the norm that it came with
-        warmup_steps, average_start, average_period    T / 10, 3 T / 4, 5
+        warmup_steps     T / 10
         end_ratio        0.3
-        centralize, clip_value, sync_period    left out in "muon"; True, 1.0, 5 in "adam"
-        slow_step_size, dampening    0.8, `momentum`
+        average_start    3 T / 4
+        average_period   5
+        centralize       left out in "muon"; True in "adam" and around a core of your own
+        clip_value       left out in "muon"; 1.0 in "adam" and around a core of your own
+        sync_period      left out in "muon"; 5 in "adam" and around a core of your own
+        slow_step_size   0.8
+        dampening        `momentum`
 
     The `repr` of the transformation shows the values, and its attribute `resolved` has them by
     name; where an argument is traced or a schedule, they are functions of the count. The learning
@@ -144,8 +150,9 @@ def amac(
     were found, and what each technique is worth around each core.
 
     Args:
-      learning_rate: the peak of eta_t; >= 0. A number is followed by all leaves, in the proportion
-        c. A schedule is followed as it is, without another warm-up or cosine. "auto": see above.
+      learning_rate: the peak of eta_t; >= 0. A schedule is followed as it is, without another
+        warm-up or cosine. Either way "muon" moves leaves that are no kernels at c times it.
+        "auto": see above.
         A step moves a kernel by 0.2 eta in the mean. A rate that suits AdamW in a run of 10,000
         steps is many times too low in one of 500.
       total_steps: the length of the run, in steps, whole, > warmup_steps; may be traced.
@@ -153,7 +160,9 @@ def amac(
         needs a learning rate. "muon" keeps 4 bytes for a weight of a kernel where "adam" keeps 8,
         and does 16 to 24 operations a weight times the smaller side of the kernel. A gradient does
         6 a weight times the batch: for a side of 1,024 and 500,000 tokens that is a hundredth, for
-        128 and 64 examples most of the run. "adam" does a few dozen operations a weight.
+        128 and 64 examples most of the run. "adam" does a few dozen operations a weight. To spare a
+        head from Muon: `core=scale_by_orthogonal(0.9, exclude=("head",))` with `centralize=None,
+        clip_value=None, sync_period=None`.
       epochs: how often the run passes over its data, > 0; steps times batch size over the number
         of examples. Without it, a run that repeats its data more than about ten times learns
         more of their noise than it should.

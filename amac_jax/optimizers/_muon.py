@@ -14,7 +14,8 @@ from jax.sharding import AxisType, PartitionSpec
 from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
-from amac_jax._core.boundary import Stage, Step, stage_of, technique
+from amac_jax._core.boundary import Stage, Step, technique
+from amac_jax._core.cores import core_stage
 from amac_jax._core.hyperparameters import Hyperparameter, is_number, step_number
 from amac_jax._core.leaves import each_leaf, zeros_like
 from amac_jax._core.moments import abs_square, bias_corrected, moving_average
@@ -154,7 +155,8 @@ def scale_by_orthogonal(
 
     Args:
       b1: decay of the momentum, in [0, 1).
-      b2: decay of the mean squares of output units, in [0, 1), as in NorMuon, where it is 0.95.
+      b2: decay of the mean squares of output units, in [0, 1), as in NorMuon, where it is 0.95; not
+        Adam's, which `others` has.
         Off: None, no state.
       nesterov: whether the gradient is counted once more.
       rms: r, the root mean square of d; > 0.
@@ -180,7 +182,7 @@ def scale_by_orthogonal(
 
     Raises:
       ValueError: for an argument outside its range; for `quintics` that are not triples of
-        numbers; from `init`, for a pattern that fits no leaf.
+        numbers; for an optimizer as `others`; from `init`, for a pattern that fits no leaf.
 
     Differs from Optax:
       `optax.contrib.scale_by_muon` makes every leaf of two axes orthogonal, embeddings too, and
@@ -204,7 +206,8 @@ def scale_by_orthogonal(
     """
     polynomials = quintics_of(quintics)
     rule = default_rule if fan_in_axes is None else fan_in_axes
-    inner = stage_of(optax.scale_by_adam() if others is None else others, "others")
+    inner = core_stage(optax.scale_by_adam() if others is None else others, "others")
+    check_product_dtype(product_dtype)
     check_patterns("exclude", exclude)
 
     def axes_of(path: KeyPath, leaf: object) -> MatrixAxes | None:
@@ -354,6 +357,19 @@ def is_explicit(x: jax.Array) -> bool:
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
+def is_finite(value: object) -> bool:
+    return is_number(value) and math.isfinite(value)
+
+
+def check_product_dtype(given: DTypeLike | None) -> None:
+    try:
+        is_fine = given is None or jnp.issubdtype(jnp.dtype(given), jnp.floating)
+    except TypeError:
+        is_fine = False
+    if not is_fine:
+        raise ValueError(f"product_dtype must be None or a dtype of floats, got {given!r}")
+
+
 def quintics_of(given: Sequence[Quintic] | None) -> Sequence[Quintic]:
     """The polynomials for an argument `quintics`."""
     if given is None:
@@ -362,9 +378,12 @@ def quintics_of(given: Sequence[Quintic] | None) -> Sequence[Quintic]:
         isinstance(given, Sequence)
         and given
         and all(
-            isinstance(row, Sequence) and len(row) == 3 and all(map(is_number, row))
+            isinstance(row, Sequence) and len(row) == 3 and all(map(is_finite, row))
             for row in given
         )
     ):
         return tuple((float(a), float(b), float(c)) for a, b, c in given)
-    raise ValueError(f"quintics must be triples of numbers, or None, got {given!r}")
+    raise ValueError(
+        "quintics must be a sequence of (a, b, c), such as amac_jax.optimizers.MINIMAX[4], or "
+        f"None, got {given!r}"
+    )

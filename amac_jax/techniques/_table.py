@@ -11,20 +11,19 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypedDict
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from amac_jax._core.boundary import Stage, Step, stage_of
+from amac_jax._core.boundary import Stage, stage_of
 from amac_jax._core.chain import descend, moment_norms, scale_of
+from amac_jax._core.cores import core_stage
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.random import Sampler
 from amac_jax._core.random.keys import Key, sub_key
 from amac_jax._core.ranges import Range, ranges_of
 from amac_jax._core.storage import storage, stored
-from amac_jax._core.types import Keywords, Tree
+from amac_jax._core.types import Keywords
 from amac_jax.kernels import FanInRule
 from amac_jax.techniques._averaging import average_weights
 from amac_jax.techniques._centralization import centralize
@@ -89,44 +88,8 @@ class Technique(NamedTuple):
 
 
 def _core(core: optax.GradientTransformation) -> Stage:
-    stage = stage_of(core, "core")
-    if stage.is_optimizer:
-        raise ValueError(f"{_NOT_A_CORE}: {core!r}")
-    if stage.metrics is None:
-        stage = stage._replace(metrics=moment_norms)
-    return stage if stage.is_optimizer is False else stage._replace(init=_tried(stage))
-
-
-_NOT_A_CORE = (
-    "core must be a scale_by_* transformation, whose updates point along the gradient, "
-    "got an optimizer, whose updates point against it; pass its core, such as scale_by_adam()"
-)
-
-
-def _tried(stage: Stage) -> Callable[[Tree], Tree]:
-    """`init`, which first tries a foreign core for three steps on four numbers.
-
-    An optimizer in the place of a core is refused: its updates already descend, and `compose`
-    would turn them uphill. A core that cannot be tried passes. It asks for extra args or for a
-    tree of its own, or its hyperparameters are traced.
-    """
-    params = {"w": np.ones((2, 2), np.float32)}
-    gradients = {"w": np.array([[1e3, 1e3], [1e3, -1e3]], np.float32)}
-
-    def init(real_params: Tree) -> Tree:
-        try:
-            with jax.ensure_compile_time_eval():
-                state, along = stage.init(params), 0.0
-                for count in range(3):  # the first rate of a schedule may be 0
-                    updates, state = stage.update(gradients, state, params, Step(jnp.array(count)))
-                    along += float(jnp.vdot(updates["w"], gradients["w"]))
-        except Exception:  # the core cannot be tried; a true defect comes up again in use
-            along = 0.0
-        if along < 0:
-            raise ValueError(_NOT_A_CORE)
-        return stage.init(real_params)
-
-    return init
+    stage = core_stage(core)
+    return stage if stage.metrics is not None else stage._replace(metrics=moment_norms)
 
 
 def _plateau(plateau: optax.GradientTransformation) -> Stage:
