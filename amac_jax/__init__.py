@@ -3,7 +3,7 @@
 An optimizer is a core with techniques around it, each a keyword, each also a transformation:
 
     import amac_jax, optax
-    tx = amac_jax.amac(5e-3, total_steps=10_000)                   # techniques that pay, measured
+    tx = amac_jax.amac("auto", total_steps=10_000)                 # nothing to tune
     tx = amac_jax.adamw(1e-3, clip_norm=1.0, average_start=5000)   # AdamW and two of them
     tx = amac_jax.compose(optax.scale_by_lion(), 1e-4, sync_period=5)         # around any core
     tx = optax.chain(amac_jax.centralize(), optax.adam(1e-3), amac_jax.lookahead())  # your chain
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from amac_jax.kernels import fan_in_axes, is_kernel, kernel_mask, stacked
 from amac_jax.optimizers import (
     adabelief, adagrad, adam, adamax, adamw, amac, amac_reference, amsgrad, compose, lion,
-    momentum, nadam, nesterov, newton, radam, recipes, rmsprop, scale_by_adabelief,
-    scale_by_newton, scale_by_radam, scale_by_sophia, sgd, sophia,
+    momentum, muon, nadam, nesterov, newton, radam, recipes, rmsprop, scale_by_adabelief,
+    scale_by_newton, scale_by_orthogonal, scale_by_radam, scale_by_sophia, sgd, sophia,
 )  # fmt: skip
 from amac_jax.schedules import (
     constant, cosine, cosine_restarts, exponential_decay, inverse_power_decay, linear_anneal,
@@ -49,9 +49,10 @@ __all__ = [  # noqa: RUF022, by kind
     "amac", "compose", "amac_reference",
     # Classic optimizers: (learning_rate, *, hyperparameters of their own, **techniques)
     "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "amsgrad", "adamax",
-    "nadam", "radam", "adabelief", "lion", "sophia", "newton", "recipes",
+    "nadam", "radam", "adabelief", "lion", "muon", "sophia", "newton", "recipes",
     # Cores, for `compose` or a chain
-    "scale_by_radam", "scale_by_adabelief", "scale_by_sophia", "scale_by_newton",
+    "scale_by_radam", "scale_by_adabelief", "scale_by_orthogonal", "scale_by_sophia",
+    "scale_by_newton",
     # Techniques, for a chain, in the order of the pipeline
     "clip_by_global_norm", "clip_by_unit_norm", "centralize", "inject_noise", "clip_by_value",
     "heavy_ball", "decay_weights", "scale_by_layer", "layerwise_decay", "reduce_on_plateau",

@@ -210,9 +210,48 @@ def stacked(*patterns: str, rule: FanInRule = fan_in_axes, axes: int = 1) -> Fan
         fan_in = rule(path, jax.ShapeDtypeStruct(shape[axes:], dtype))
         return None if fan_in is None else tuple(axis + axes for axis in fan_in)
 
+    def stack_axes(path: KeyPath, leaf: object) -> int:
+        fits = any(path_matches(path, pattern) for pattern in patterns)
+        return axes * fits + _stack_axes(rule, path, leaf)
+
     inner = getattr(rule, "patterns", ())
     stacked_rule.patterns = (*patterns, *inner)  # pyright: ignore[reportFunctionMemberAccess]
+    stacked_rule.stack_axes = stack_axes  # pyright: ignore[reportFunctionMemberAccess]
     return stacked_rule
+
+
+class MatrixAxes(NamedTuple):
+    """The axes of a kernel as a stack of matrices, fan-in x fan-out; every axis is in one field."""
+
+    stack: tuple[int, ...]
+    fan_in: tuple[int, ...]
+    fan_out: tuple[int, ...]
+
+
+def matrix_axes(path: KeyPath, leaf: object, rule: FanInRule = fan_in_axes) -> MatrixAxes | None:
+    """The axes of a leaf as matrices, or None for a leaf that is not a kernel.
+
+    The leading axes that `stacked` names are the stack. Without it a kernel is one matrix.
+
+    Example:
+      >>> rule = stacked("blocks")
+      >>> path = (jax.tree_util.DictKey("blocks"), jax.tree_util.DictKey("kernel"))
+      >>> matrix_axes(path, jnp.ones((6, 3, 3, 8, 4)), rule)
+      MatrixAxes(stack=(0,), fan_in=(1, 2, 3), fan_out=(4,))
+    """
+    fan_in = rule(path, leaf)
+    if fan_in is None:
+        return None
+    stack = tuple(range(_stack_axes(rule, path, leaf)))
+    others = range(len(getattr(leaf, "shape", ())))
+    fan_out = tuple(axis for axis in others if axis not in stack and axis not in fan_in)
+    return MatrixAxes(stack, tuple(fan_in), fan_out)
+
+
+def _stack_axes(rule: FanInRule, path: KeyPath, leaf: object) -> int:
+    """The number of leading axes that a rule of `stacked` takes for a stack."""
+    count = getattr(rule, "stack_axes", None)
+    return 0 if count is None else count(path, leaf)
 
 
 def check_rule(rule: FanInRule, params: Tree) -> None:

@@ -1,42 +1,41 @@
-"""What each technique of AMaC is worth on the eleven workloads: in AMaC, and added to Adam alone.
+"""What each technique of AMaC is worth on eleven workloads: in AMaC, and added to its core alone.
 
-    python benchmarks/ablation.py                      # all that is not yet in --out: an hour
+    python benchmarks/ablation.py                      # all that is not yet in --out
+    python benchmarks/ablation.py --core adam          # around Adam; the default is Muon
     python benchmarks/ablation.py --workloads digits   # some of it
     python benchmarks/ablation.py --workloads vit      # a fresh job, which is reported apart
-    python benchmarks/ablation.py --report             # table and heat map of what is recorded
+    python benchmarks/ablation.py --report             # tables and heat map of what is recorded
 
-Each workload is one vmapped program of 22 variants times 20 seeds: AMaC as it is, each of its
-techniques switched (those it has on off, those it has off on), Adam at a constant rate with nothing
-around it, and that with each technique added. Variants share seeds, so that differences are paired.
-A finished workload is written at once, and what is there is not run again unless its settings have
-changed. The scores are those of the test data.
+Each workload is one vmapped program of 26 variants times 20 seeds: AMaC as it is, at its automatic
+learning rate, each of its techniques switched (those it has on off, those it has off on), its core
+at a constant rate with nothing around it, and that with each technique added. Variants share seeds,
+so that differences are paired. A finished workload is written at once, to the folder of its core in
+--out, and what is there is not run again unless its settings have changed. The scores are those of
+the test data. `--report` also reads recordings that lie in --out itself: the first ones, around
+Adam at a rate of 0.005 for all jobs.
 """
 
 import argparse
-import json
-import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import numpy as np
-import optax
 from comparison_report import table
-from contenders import ADAM
+from contenders import automatic
+from records import RecordError, circumstances, recorded, write
 from statistics_of_runs import holm
 from tqdm import tqdm
 from workloads import ALL, FRESH, WORKLOADS, Workload, image_data
 
-import amac_jax
 from amac_jax.tools import Ablation, ablate
-from amac_jax.tools._ablation import TECHNIQUES, effects_of
+from amac_jax.tools._ablation import TECHNIQUES, effects_of, plain_of
 from amac_jax.tools.plotting import plot_ablation
 
 SEEDS = 20
-RATE = ADAM[0].learning_rate  # the default of all contenders
+CORES = ("muon", "adam")
 
 
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -48,7 +47,8 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         job.loss,
         job.init,
         lambda key: job.batch(key, splits.train),
-        learning_rate=RATE,
+        core=args.core,
+        epochs=workload.passes,
         steps=workload.steps,
         score_fn=lambda params: job.score(params, splits.train, splits.test),
         higher_is_better=workload.sign > 0,
@@ -57,11 +57,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     )
     return {
         "configuration": configuration(name, args),
-        "versions": {
-            "python": platform.python_version(),
-            **{lib.__name__: lib.__version__ for lib in (amac_jax, jax, flax, optax, np)},
-        },
-        "device": jax.devices()[0].device_kind,
+        **circumstances(),
         "seconds": time.perf_counter() - began,
         "failed": found.failed,
         "scores": {
@@ -74,7 +70,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def configuration(name: str, args: argparse.Namespace) -> dict[str, Any]:
     workload = ALL[name]
     switches = {
-        technique: [switch.keyword, repr(switch.on), repr(switch.off)]
+        technique: [repr(dict(switch.on)), repr(dict(switch.off))]
         for technique, switch in TECHNIQUES.items()
     }
     return {
@@ -82,7 +78,9 @@ def configuration(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "steps": workload.steps,
         "metric": workload.metric,
         "seeds": args.seeds,
-        "learning_rate": RATE,
+        "core": args.core,
+        "epochs": workload.passes,
+        "automatic": dict(automatic(args.core, workload.length)),
         "switches": switches,
     }
 
@@ -90,9 +88,7 @@ def configuration(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def read(folder: Path, workloads: dict[str, Workload]) -> dict[str, Ablation]:
     found = {}
     for name, workload in workloads.items():
-        path = folder / f"{name}.json"
-        if path.exists():
-            content = json.loads(path.read_text())
+        if content := recorded(folder / f"{name}.json"):
             scores = {variant: np.asarray(row) for variant, row in content["scores"].items()}
             effects = effects_of(scores, higher_is_better=workload.sign > 0)
             found[name] = Ablation(scores, effects, content["failed"])
@@ -101,8 +97,11 @@ def read(folder: Path, workloads: dict[str, Workload]) -> dict[str, Ablation]:
 
 def effect_tables(found: dict[str, Ablation]) -> str:
     """A table for each context; bold where p, corrected for all of its cells, is below 0.05."""
+    effects = [effect for one in found.values() for effect in one.effects]
+    techniques = dict.fromkeys(effect.technique for effect in effects)
     parts = []
-    for around, heading in (("amac", "In AMaC, all else as it is"), ("adam", "Added to Adam")):
+    for around in ("amac", core_of(found)):
+        heading = "In AMaC, all else as it is" if around == "amac" else f"Added to {around.title()}"
         chosen = {
             name: {effect.technique: effect for effect in one.effects if effect.around == around}
             for name, one in found.items()
@@ -118,10 +117,14 @@ def effect_tables(found: dict[str, Ablation]) -> str:
 
         rows = [
             [technique, *(entry(effects[technique]) for effects in chosen.values())]
-            for technique in TECHNIQUES
+            for technique in techniques
         ]
         parts.append(f"### {heading}\n\n" + table(["technique", *found], rows))
     return "\n".join(parts)
+
+
+def core_of(found: dict[str, Ablation]) -> str:
+    return plain_of(next(iter(found.values())).scores)
 
 
 def report(folder: Path) -> None:
@@ -137,7 +140,8 @@ def report(folder: Path) -> None:
     print(text)
     print(f"tables.md is in {folder}")
     if found:
-        title = "What a technique adds to the test score: green helps, pink hurts"
+        core = core_of(found).title()
+        title = f"What a technique adds to the test score around {core}: green helps, pink hurts"
         plot_ablation(found, title).savefig(folder / "effects.png", dpi=110)
         print(f"effects.png is in {folder}")
 
@@ -152,12 +156,16 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--workloads", nargs="+", choices=ALL, default=list(WORKLOADS), metavar="NAME",
         help=f"some of: {', '.join(WORKLOADS)}; fresh ones: {', '.join(FRESH)}",
     )  # fmt: skip
+    parser.add_argument("--core", choices=CORES, default="muon", help="what AMaC stands on")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of every variant, >= 2")
     parser.add_argument("--width", type=int, default=8, help="runs in one vmap, >= 1")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/ablation"), help="folder for a JSON a workload"
+        "--out", type=Path, default=Path("runs/ablation"),
+        help="folder for a folder of each core, with a JSON a workload",
+    )  # fmt: skip
+    parser.add_argument(
+        "--report", action="store_true", help="only the tables and the heat map, of every core"
     )
-    parser.add_argument("--report", action="store_true", help="only the table and the heat map")
     args = parser.parse_args(argv)
     if args.seeds < 2 or args.width < 1:
         parser.error("--seeds must be at least 2 and --width at least 1")
@@ -166,18 +174,20 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
+    folder = args.out / args.core
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for name in tqdm(args.workloads, unit="workload", disable=args.report or None):
-            path = args.out / f"{name}.json"
-            done = json.loads(path.read_text()) if path.exists() else {}
-            if args.report or done.get("configuration") == configuration(name, args):
-                continue
-            partial_file = path.with_suffix(".json.partial")
-            partial_file.write_text(json.dumps(run(name, args), allow_nan=False) + "\n")
-            partial_file.replace(path)
-        report(args.out)
-    except (image_data.DataError, OSError, json.JSONDecodeError) as error:
+        if args.report:
+            folders = [args.out, *(args.out / core for core in CORES)]
+            for one in [one for one in folders if any(one.glob("*.json"))] or [folder]:
+                report(one)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in tqdm(args.workloads, unit="workload", disable=None):
+            path = folder / f"{name}.json"
+            if recorded(path).get("configuration") != configuration(name, args):
+                write(path, run(name, args))
+        report(folder)
+    except (image_data.DataError, RecordError, OSError) as error:
         sys.exit(f"ablation.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished workload")

@@ -18,26 +18,20 @@ workloads.
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from comparison_report import report
 from contenders import CONTENDERS, Contender, Settings, trials
+from records import RecordError, circumstances, recorded, write
 from statistics_of_runs import interval
 from tqdm import tqdm
-from workloads import ALL, FRESH, WORKLOADS, Job, Workload, image_data, train
-
-import amac_jax
+from workloads import ALL, FRESH, WORKLOADS, Job, Splits, Workload, image_data, train
 
 TRIALS, SEEDS, WIDTH = 24, 20, 8
 TRIAL_SEED, FIRST_SEED = 0, 100  # seeds of the trials, which share one, and of the runs reported
@@ -97,47 +91,17 @@ def cell(workload: Workload, name: str, bar: tqdm, args: argparse.Namespace) -> 
         _, finite = program.score(splits, splits.validation, run.evaluated)
         return run.curve[:, -1], finite
 
-    def final(settings, seeds):
-        run = program.train(splits, settings, seeds)
-        score, finite = program.score(splits, splits.test, run.evaluated)
-        last, _ = program.score(splits, splits.test, run.last)
-        return run.curve, score, last, finite
-
     began = time.perf_counter()
     scores, finite = run_all(tune, points, [TRIAL_SEED] * args.trials, bar, args.width)
     scores = np.where(finite & np.isfinite(scores), scores, workload.worst)
     best = points[int(np.argmax(workload.sign * scores))]
-    seeds = [args.first_seed + i for i in range(args.seeds)]
+    both = [best, contender.default(workload.length)]
     began_final = time.perf_counter()
-    both = [best] * args.seeds + [contender.default(workload.length)] * args.seeds
-    curves, tests, lasts, finite = run_all(final, both, seeds * 2, bar, args.width)
+    tuned, default = final_rows(workload, program, splits, both, bar, args)
     seconds = time.perf_counter() - began_final  # nothing compiles but the two evaluations
-
-    def rows(part: slice) -> list[dict[str, Any]]:
-        def known(score: Any, is_finite: Any) -> float:
-            value = score if is_finite and np.isfinite(score) else workload.worst
-            return float(f"{value:.6g}")  # float32 knows no more
-
-        return [
-            {
-                "seed": seed,
-                "test": known(test, fine),
-                "test_of_last_weights": known(last, fine),
-                "failed": not (fine and np.isfinite(test)),
-                "validation": [known(value, True) for value in curve],
-            }
-            for seed, test, last, fine, curve in zip(
-                seeds, tests[part], lasts[part], finite[part], curves[part], strict=True
-            )
-        ]
-
     return {
         "configuration": configuration(workload, contender, args),
-        "versions": {
-            "python": platform.python_version(),
-            **{lib.__name__: lib.__version__ for lib in (amac_jax, jax, flax, optax, np)},
-        },
-        "device": f"{jax.devices()[0].device_kind}, {args.cores} cores",
+        **circumstances(),
         "seconds": time.perf_counter() - began,
         "seconds_per_run": seconds / (2 * args.seeds),
         "trials": [
@@ -145,9 +109,46 @@ def cell(workload: Workload, name: str, bar: tqdm, args: argparse.Namespace) -> 
             for point, score in zip(points, scores, strict=True)
         ],
         "chosen": best._asdict(),
-        "tuned": rows(slice(0, args.seeds)),
-        "default": rows(slice(args.seeds, None)),
+        "tuned": tuned,
+        "default": default,
     }
+
+
+def final_rows(
+    workload: Workload,
+    program: Programs,
+    splits: Splits,
+    settings: list[Settings],
+    bar: tqdm,
+    args: argparse.Namespace,
+) -> list[list[dict[str, Any]]]:
+    """For each of these settings, what its runs score on test data, a row a seed."""
+
+    def final(settings, seeds):
+        run = program.train(splits, settings, seeds)
+        score, finite = program.score(splits, splits.test, run.evaluated)
+        last, _ = program.score(splits, splits.test, run.last)
+        return run.curve, score, last, finite
+
+    seeds = [args.first_seed + i for i in range(args.seeds)]
+    repeated = [one for one in settings for _ in seeds]
+    runs = run_all(final, repeated, seeds * len(settings), bar, args.width)
+
+    def known(score: Any, is_finite: Any) -> float:
+        value = score if is_finite and np.isfinite(score) else workload.worst
+        return float(f"{value:.6g}")  # float32 knows no more
+
+    rows = [
+        {
+            "seed": seed,
+            "test": known(test, fine),
+            "test_of_last_weights": known(last, fine),
+            "failed": not (fine and np.isfinite(test)),
+            "validation": [known(value, True) for value in curve],
+        }
+        for seed, curve, test, last, fine in zip(seeds * len(settings), *runs, strict=True)
+    ]
+    return [rows[start : start + len(seeds)] for start in range(0, len(rows), len(seeds))]
 
 
 def configuration(workload: Workload, contender: Contender, args: argparse.Namespace):
@@ -163,19 +164,6 @@ def configuration(workload: Workload, contender: Contender, args: argparse.Names
         "low": contender.low._asdict(),
         "high": contender.high._asdict(),
     }
-
-
-def recorded(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except json.JSONDecodeError as error:
-        fail(f"{path}: not what this program writes ({error}); delete it")
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    partial_file = path.with_suffix(".json.partial")
-    partial_file.write_text(json.dumps(content, allow_nan=False) + "\n")
-    partial_file.replace(path)
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -252,9 +240,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.seeds < 2:
         parser.error("--seeds must be at least 2")
-    args.cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
     return args
 
 
@@ -278,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             compare(args)
             report(args.out)
-    except (image_data.DataError, OSError) as error:
+    except (image_data.DataError, RecordError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished cell")

@@ -1,16 +1,16 @@
 """Tables and pictures of what `compare.py` has recorded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from contenders import CONTENDERS
 from matplotlib.figure import Figure
+from records import recorded
 from statistics_of_runs import holm, interval, welch
 from workloads import ALL, FRESH, POINTS, WORKLOADS, Workload
 
-COLOURS = {"amac": "C3", "adamw": "C0"}
+COLOURS = {"amac": "C3", "adamw": "C0", "muon": "C2"}
 LEVEL = 0.05  # of significance, after Holm's correction
 Cells = dict[str, dict[str, Any]]  # workload -> optimizer -> what was recorded
 
@@ -19,8 +19,7 @@ def read(folder: Path, workloads: dict[str, Workload]) -> Cells:
     """The recorded cells of these workloads; optimizers in the order of `CONTENDERS`."""
     cells = {}
     for name in workloads:
-        path = folder / f"{name}.json"
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = recorded(folder / f"{name}.json")
         cells[name] = {other: content[other] for other in CONTENDERS if other in content}
     return {name: row for name, row in cells.items() if row}
 
@@ -61,13 +60,15 @@ class Verdicts(dict):
         return sum(sign * gain > 0 and p < LEVEL for gain, _, p in self.values())
 
     def cell(self, name: str) -> str:
+        if name not in self:
+            return ""
         gain, half, p = self[name]
         mark = "" if p >= LEVEL else "**" if gain > 0 else "*"
-        return f"{mark}{gain:+.3f} ± {half:.3f}{mark}, p {_shown_p(p)}"
+        digits = 2 if ALL[name].metric == "accuracy" else 3
+        return f"{mark}{gain:+.{digits}f} ± {half:.{digits}f}{mark}"
 
-
-def _shown_p(p: float) -> str:
-    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
+    def p(self, name: str) -> str:
+        return f"{self[name][2]:.2g}" if name in self else ""
 
 
 def best_or_tied(cells: Cells) -> list[str]:
@@ -88,44 +89,67 @@ def best_or_tied(cells: Cells) -> list[str]:
     return names
 
 
+RIVALS = {"adamw": "`adamw`", "muon": "`muon` of Optax"}
+
+
+def all_verdicts(cells: Cells) -> dict[tuple[str, str], Verdicts]:
+    """AMaC, untuned and tuned, against AdamW and Muon, both tuned, as far as they are recorded."""
+    found = {
+        (kind, other): Verdicts(cells, ("amac", kind), (other, "tuned"))
+        for kind in ("default", "tuned")
+        for other in RIVALS
+    }
+    return {pair: verdicts for pair, verdicts in found.items() if verdicts}
+
+
 def main_table(cells: Cells) -> str:
+    verdicts = all_verdicts(cells)
+    rivals = [other for other in RIVALS if ("tuned", other) in verdicts]
+    head = ["test accuracy in %, or ↓", *(f"{RIVALS[other]}, tuned" for other in rivals)]
+    columns = {}
+    for kind, what in (("default", "untuned"), ("tuned", "tuned")):
+        head += [f"`amac`, {what}", *(f"its gain over `{other}`" for other in rivals)]
+        columns[kind] = [verdicts[kind, other] for other in rivals]
     rows = []
-    tuned = Verdicts(cells, ("amac", "tuned"), ("adamw", "tuned"))
-    untuned = Verdicts(cells, ("amac", "default"), ("adamw", "tuned"))
-    for name in tuned:
-        row, workload = cells[name], ALL[name]
-        others = [other for other in row if other != "amac"]
-        best = max(others, key=lambda other: workload.sign * np.mean(scores_of(row[other])))
-        rows.append(
-            [
-                f"{name}{'' if workload.sign > 0 else f', {workload.metric} ↓'}",
-                shown(row["adamw"]),
-                shown(row["amac"]),
-                tuned.cell(name),
-                shown(row["amac"], "default"),
-                untuned.cell(name),
-                f"{best} {shown(row[best])}",
-            ]
-        )
-    head = ["test accuracy in %, or ↓", "`adamw`, tuned", "`amac`, tuned", "its gain"]
-    head += ["`amac`, untuned", "its gain over tuned `adamw`", "best other, tuned"]
+    for name, row in cells.items():
+        if "amac" in row:
+            workload = ALL[name]
+            rows.append(
+                [f"{name}{'' if workload.sign > 0 else f', {workload.metric} ↓'}"]
+                + [shown(row[other]) if other in row else "" for other in rivals]
+                + [
+                    shown(row["amac"], "default"),
+                    *(found.cell(name) for found in columns["default"]),
+                ]
+                + [shown(row["amac"]), *(found.cell(name) for found in columns["tuned"])]
+            )
     tied = best_or_tied(cells)
-    lines = [
-        table(head, rows),
-        f"Tuned `amac` against tuned `adamw`: better on {tuned.count(1)} of {len(tuned)} "
-        f"workloads, worse on {tuned.count(-1)}. Untuned `amac` against tuned `adamw`: better on "
-        f"{untuned.count(1)}, worse on {untuned.count(-1)}. No opponent is better than tuned "
-        f"`amac` on {len(tied)}: {', '.join(tied) or 'none'}.",
-    ]
-    return "\n".join(lines) + "\n"
+    lines = [table(head, rows)]
+    for (kind, other), found in verdicts.items():
+        lines.append(
+            f"{'Untuned' if kind == 'default' else 'Tuned'} `amac` against tuned `{other}`: "
+            f"better on {found.count(1)} of {len(found)} workloads, worse on {found.count(-1)}."
+        )
+    lines.append(
+        f"No opponent is better than tuned `amac` on {len(tied)}: {', '.join(tied) or 'none'}."
+    )
+    return lines[0] + "\n" + " ".join(lines[1:]) + "\n"
 
 
-def opponents_table(cells: Cells) -> str:
-    """On which workloads tuned `amac` is significantly better or worse than each tuned opponent."""
+def p_table(cells: Cells) -> str:
+    """The p-values of the differences in the main table, each column corrected by Holm."""
+    verdicts = all_verdicts(cells)
+    head = ["", *(f"{kind} against `{other}`" for kind, other in verdicts)]
+    rows = [[name, *(found.p(name) for found in verdicts.values())] for name in cells]
+    return table(head, rows)
+
+
+def opponents_table(cells: Cells, kind: str) -> str:
+    """On which workloads `amac` is significantly better or worse than each tuned opponent."""
     rows = []
     for name in CONTENDERS:
-        verdicts = Verdicts(cells, ("amac", "tuned"), (name, "tuned"))
-        if name == "amac" or not verdicts:
+        verdicts = Verdicts(cells, ("amac", kind), (name, "tuned"))
+        if (name == "amac" and kind == "tuned") or not verdicts:
             continue
         named = {1: [], -1: []}
         for workload, (gain, _, p) in verdicts.items():
@@ -134,7 +158,8 @@ def opponents_table(cells: Cells) -> str:
         rows.append(
             [f"`{name}`", *(f"{len(w)}: {', '.join(w)}" if w else "0" for w in named.values())]
         )
-    return table(["", "tuned `amac` is better on", "and worse on"], rows)
+    what = "untuned" if kind == "default" else "tuned"
+    return table(["tuned", f"{what} `amac` is better on", "and worse on"], rows)
 
 
 def score_table(cells: Cells, kind: str) -> str:
@@ -219,7 +244,7 @@ def draw_scores(cells: Cells) -> Figure:
         best = workload.sign * np.max(workload.sign * middles)
         # What lies far behind the middle of the field would squeeze the rest together.
         far = workload.sign * np.median(workload.sign * middles) - best
-        shown_anyway = [abs(tuned[name][0] - best) for name in ("amac", "adamw") if name in tuned]
+        shown_anyway = [abs(tuned[name][0] - best) for name in COLOURS if name in tuned]
         halves = [half for _, half in tuned.values()]
         width = max(
             2.5 * abs(far), 3 * np.median(halves), *(1.2 * gap for gap in shown_anyway), 1e-3
@@ -250,12 +275,12 @@ def draw_profile(cells: Cells) -> Figure:
     ratios = np.where(np.isfinite(steps), ratios, np.inf)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    others = iter(("C1", "C2", "C4", "C5", "C6", "C7", "C8", "C9", "0.2"))
+    others = iter(("C1", "C4", "C5", "C6", "C7", "C8", "C9", "0.2", "0.6", "tan"))
     for number, (name, row) in enumerate(zip(names, ratios, strict=True)):
         known = np.sort(row[np.isfinite(row)])
         x = np.concatenate([[1.0], known, [4.0]])
         y = np.concatenate([[0.0], np.arange(1, len(known) + 1), [len(known)]]) / len(cells)
-        width = 2.5 if name in ("amac", "adamw") else 1
+        width = 2.5 if name in COLOURS else 1
         dashes = ("-", "--", "-.", ":")[number % 4]
         look: dict[str, Any] = {"linestyle": dashes, "color": COLOURS.get(name) or next(others)}
         axes.step(x, y, where="post", label=name, linewidth=width, **look)
@@ -270,12 +295,15 @@ def draw_profile(cells: Cells) -> Figure:
 
 def sections(cells: Cells) -> dict[str, str]:
     return {
-        "AMaC and AdamW": main_table(cells),
-        "AMaC and each of the others": opponents_table(cells),
+        "AMaC, AdamW and Muon": main_table(cells),
+        "The p-values of these differences, corrected": p_table(cells),
+        "Tuned AMaC and each of the others": opponents_table(cells, "tuned"),
+        "Untuned AMaC and each of the others": opponents_table(cells, "default"),
         "Tuned": score_table(cells, "tuned"),
         "Defaults": score_table(cells, "default"),
         "Steps and seconds to the target, tuned": target_table(cells),
-        "Chosen: learning rate, weight decay, b1, share of warm-up": settings_table(cells),
+        "Chosen: learning rate, weight decay (AMaC: times the automatic ones), b1, share of "
+        "warm-up": settings_table(cells),
     }
 
 
@@ -294,7 +322,7 @@ def report(folder: Path) -> None:
     text = "\n".join(f"## {title}\n\n{part}" for title, part in parts.items())
     (folder / "tables.md").write_text(text)
     for title, part in parts.items():
-        if title.endswith("AMaC and AdamW"):
+        if title.endswith("AMaC, AdamW and Muon"):
             print(f"{title}\n\n{part}")
     print(f"tables.md is in {folder}")
     if cells:

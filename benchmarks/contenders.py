@@ -1,7 +1,7 @@
 """The optimizers that `compare.py` compares, each a function of the same four hyperparameters."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optax
@@ -10,7 +10,6 @@ from scipy.stats import qmc
 from workloads import Length
 
 import amac_jax
-from amac_jax.optimizers import auto_weight_decay
 
 
 class Settings(NamedTuple):
@@ -112,15 +111,40 @@ def schedule_free(settings: Settings, length: Length, key: Any):
     return optax.contrib.schedule_free(base, rate, b1=1 - settings.one_minus_b1)
 
 
-def amac(settings: Settings, length: Length, key: Any):
-    return amac_jax.amac(
-        settings.learning_rate,
-        length.steps,
+def layout_muon(settings: Settings, length: Length, key: Any):
+    """The same for every kernel, convolutions and those of attention too, and no other leaf."""
+    return amac_jax.muon(
+        warmup_cosine(settings, length),
         b1=1 - settings.one_minus_b1,
+        others=optax.scale_by_adam(1 - settings.one_minus_b1),
         weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup_share * length.steps,
-        key=key,
     )
+
+
+def amac(core: Literal["muon", "adam"]):
+    """AMaC; its rate and its decay are in units of the values that "auto" stands for."""
+
+    def build(settings: Settings, length: Length, key: Any):
+        values = automatic(core, length)
+        return amac_jax.amac(
+            settings.learning_rate * values["learning_rate"],
+            length.steps,
+            core=core,
+            epochs=length.passes,
+            b1=1 - settings.one_minus_b1,
+            weight_decay=settings.weight_decay * values["weight_decay"],
+            decay_floor=values["decay_floor"],
+            warmup_steps=settings.warmup_share * length.steps,
+            key=key,
+        )
+
+    return build
+
+
+def automatic(core: Literal["muon", "adam"], length: Length) -> Mapping[str, Any]:
+    """What `amac` makes of the number of steps and of passes alone."""
+    tx = amac_jax.amac("auto", length.steps, core=core, epochs=length.passes)
+    return tx.resolved
 
 
 def last_weights(state: Any, params: Any) -> Any:
@@ -132,6 +156,7 @@ def schedule_free_weights(state: Any, params: Any) -> Any:
 
 
 END, AVERAGE_FROM = 0.3, 0.75  # of AMaC's defaults, see `amac_jax.amac`
+AUTO_LOW, AUTO_HIGH = Settings(1 / 3, 1 / 4, 0.03, 0.0), Settings(3.0, 4.0, 0.3, 0.3)
 ADAM = Settings(5e-3, 0.1, 0.1, 0.1), Settings(1e-3, 1e-2, 0.02, 0.0), Settings(0.1, 1.0, 0.4, 0.3)
 
 
@@ -147,17 +172,15 @@ def space(rate: float = 1.0):
     return (lambda length: default), low, high
 
 
-def amac_default(length: Length) -> Settings:
-    """What `amac` does with a learning rate and a number of steps alone."""
-    default, *_ = ADAM
-    decay = np.asarray(
-        auto_weight_decay(default.learning_rate, length.steps)
-    )  # of numbers a number
-    return default._replace(weight_decay=float(decay))
+def around_auto():
+    """AMaC's defaults, and a space around them."""
+    default = Settings(1.0, 1.0, 0.1, 0.1)
+    return (lambda length: default), AUTO_LOW, AUTO_HIGH
 
 
 CONTENDERS = {
-    "amac": Contender(amac, amac_default, *ADAM[1:], amac_jax.averaged_params),
+    "amac": Contender(amac("muon"), *around_auto(), amac_jax.averaged_params),
+    "amac-adam": Contender(amac("adam"), *around_auto(), amac_jax.averaged_params),
     "adamw": Contender(classic(amac_jax.adamw), *space(), last_weights),
     "adamw+swa": Contender(averaged_adamw(None), *space(), amac_jax.averaged_params),
     "adamw+ema": Contender(averaged_adamw(0.1), *space(), amac_jax.averaged_params),
@@ -166,6 +189,7 @@ CONTENDERS = {
     "adabelief": Contender(classic(amac_jax.adabelief), *space(), last_weights),
     "schedule-free": Contender(schedule_free, *space(), schedule_free_weights),
     "muon": Contender(muon, *space(), last_weights),
+    "layout-muon": Contender(layout_muon, *space(), last_weights),
     "lion": Contender(classic(amac_jax.lion, b2=0.99), *space(0.1), last_weights),
     "sgd": Contender(nesterov, *space(3.0), last_weights),
 }

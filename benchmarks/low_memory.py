@@ -33,7 +33,7 @@ KINDS = ("float32", "bfloat16")
 def state_bytes(images, dtype: str) -> tuple[int, int]:
     """Of the optimizer's state, and the number of parameters."""
     params: Any = jax.eval_shape(MLP().init, jax.random.key(0), as_input(images[:1]))["params"]
-    state = jax.eval_shape(amac_jax.amac(4e-3, 1000, state_dtype=dtype).init, params)
+    state = jax.eval_shape(amac_jax.amac(4e-3, 1000, core="adam", state_dtype=dtype).init, params)
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)]
     return sum(sizes), optax.tree.size(params)
 
@@ -45,7 +45,7 @@ def train(data, dtype: str, seeds: range, epochs: int) -> np.ndarray:
     def runs(data, seeds):
         def run(seed):
             def optimizer(steps):
-                return amac_jax.amac(4e-3, steps, key=seed, state_dtype=dtype)
+                return amac_jax.amac(4e-3, steps, core="adam", key=seed, state_dtype=dtype)
 
             return accuracies(data, optimizer, seed, epochs=epochs)
 

@@ -4,7 +4,8 @@
     python benchmarks/mnist_job.py --sweep    # choose on 10,000 held-out training images instead
 
 It prints accuracies in percent, mean and 95 % interval of the seeds. 2 minutes for 20 runs on 2 CPU
-cores; the sweep tries every combination of the rates and end ratios that it is given.
+cores; the sweep tries every combination of the factors of the automatic rate and of the end ratios
+that it is given.
 """
 
 import argparse
@@ -54,16 +55,19 @@ def shown(values) -> str:
 
 
 def sweep(data, args: argparse.Namespace) -> None:
-    grid = list(itertools.product(args.learning_rate, args.end_ratio, range(100, 100 + args.seeds)))
+    grid = list(itertools.product(args.factor, args.end_ratio, range(100, 100 + args.seeds)))
 
-    def optimizer(steps, rate, end_ratio, seed):
-        return amac_jax.amac(rate, steps, end_ratio=end_ratio, key=seed)
+    def optimizer(steps, factor, end_ratio, seed):
+        usual = amac_jax.amac("auto", steps).resolved["learning_rate"]
+        return amac_jax.amac(
+            factor * usual, steps, epochs=args.epochs, end_ratio=end_ratio, key=seed
+        )
 
     columns = tuple(zip(*grid, strict=True))
     results = run_all(data, optimizer, columns, args.epochs).reshape(2, -1, args.seeds)
-    print("learning rate  end ratio   last weights     averaged weights")
-    for (rate, end_ratio, _), last, averaged in zip(grid[:: args.seeds], *results, strict=True):
-        print(f"{rate:13g}  {end_ratio:9g}   {shown(last)}   {shown(averaged)}")
+    print("factor of rate  end ratio   last weights     averaged weights")
+    for (factor, end_ratio, _), last, averaged in zip(grid[:: args.seeds], *results, strict=True):
+        print(f"{factor:14g}  {end_ratio:9g}   {shown(last)}   {shown(averaged)}")
 
 
 def compare(data, args: argparse.Namespace) -> dict[str, Any]:
@@ -74,10 +78,10 @@ def compare(data, args: argparse.Namespace) -> dict[str, Any]:
 
         def optimizer(steps, seed, name=name, rate=rate, build=build):
             averaging = {} if name == "amac" else {"average_start": jnp.inf}
-            return build(rate, steps, key=seed, **averaging)
+            return build(rate, steps, args.epochs, key=seed, **averaging)
 
         last, averaged = run_all(data, optimizer, (range(args.seeds),), args.epochs)
-        print(f"{name:6s} at {rate:5g}    {shown(last)}   {shown(averaged)}")
+        print(f"{name:6s} at {rate:5}    {shown(last)}   {shown(averaged)}")
         found[name] = {
             "learning_rate": rate,
             "last": last.tolist(),
@@ -92,7 +96,7 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--sweep", action="store_true", help="choose, on held-out images")
-    parser.add_argument("--learning-rate", type=float, nargs="+", default=[3e-3, 4e-3, 6e-3])
+    parser.add_argument("--factor", type=float, nargs="+", default=[0.5, 1.0, 2.0])
     parser.add_argument("--end-ratio", type=float, nargs="+", default=[0.3, 0.6])
     parser.add_argument("--seeds", type=int, default=10, help="how many, >= 2")
     parser.add_argument("--epochs", type=int, default=10)

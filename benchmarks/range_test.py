@@ -3,7 +3,7 @@
     python benchmarks/range_test.py     # all workloads, 2 minutes on 2 CPU cores
 
 For every workload it tries 31 rates from 1e-5 to 1 with Adam, 100 steps each in one vmapped
-program, beside the learning rates that tuned AdamW and tuned AMaC have in results/compare.
+program, beside the learning rate that tuned AdamW has in results/compare.
 """
 
 import argparse
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from compare import RESULTS, recorded
+from compare import RESULTS
 from comparison_report import table
+from records import RecordError, recorded
 from tqdm import tqdm
 from workloads import WORKLOADS, image_data
 
@@ -42,16 +43,15 @@ def main() -> None:
             batches = jax.jit(jax.vmap(job.batch, in_axes=(0, None)))(keys, job.splits.train)
             params = jax.jit(job.init)(jax.random.key(0))
             found = lr_range_test(job.loss, params, batches, steps=args.steps)
-            cells = recorded(RESULTS / f"{name}.json")
-            tuned = [cells[other]["chosen"]["learning_rate"] for other in ("adamw", "amac")]
-            ratios.append(found.suggestion / tuned[0])
-            rows.append([name, f"{found.suggestion:.2g}", *(f"{rate:.2g}" for rate in tuned)])
+            tuned = recorded(RESULTS / f"{name}.json")["adamw"]["chosen"]["learning_rate"]
+            ratios.append(found.suggestion / tuned)
+            rows.append([name, f"{found.suggestion:.2g}", f"{tuned:.2g}"])
             if name == args.draw:
                 title = f"{WORKLOADS[name].title}: {args.steps} steps at each of 31 rates"
                 plot_range_test(found, title).savefig(args.out / "range_test.png", dpi=110)
-    except (image_data.DataError, OSError, ValueError) as error:
+    except (image_data.DataError, RecordError, OSError, ValueError) as error:
         sys.exit(f"range_test.py: error: {error}")
-    print(table(["workload", "suggestion", "`adamw`, tuned", "`amac`, tuned"], rows))
+    print(table(["workload", "suggestion", "`adamw`, tuned"], rows))
     print(
         f"suggestion / tuned adamw's rate: geometric mean {np.exp(np.mean(np.log(ratios))):.2g}, "
         f"from {min(ratios):.2g} to {max(ratios):.2g}"

@@ -1,8 +1,10 @@
-"""What a step costs: update and apply in one donated jit, beside optax.adamw in the same rounds.
+"""What a step costs: update and apply in one donated jit, beside another in the same rounds.
 
     python benchmarks/step_time.py                        # 10M parameters, 50 leaves: 2 minutes
     python benchmarks/step_time.py --sizes 100M --json benchmarks/results/step_time-cpu-100M.json
     python benchmarks/step_time.py --variants amac 'amac, everything' --rounds 50
+    python benchmarks/step_time.py --baseline optax.contrib.muon --variants muon amac
+    python benchmarks/step_time.py --jobs lstm deep-mlp --rounds 100 --variants muon adamw
 
 Variants take turns, so that what slows the machine down slows all of them; a ratio is that of two
 times of one round. Every sample is five steps, of which one synchronizes and averages.
@@ -10,27 +12,31 @@ times of one round. Every sample is five steps, of which one synchronizes and av
 
 import argparse
 import gc
+import itertools
 import json
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from tqdm import tqdm
+from workloads import ALL
 
 import amac_jax
-from amac_jax.optimizers import EVERY_TECHNIQUE, amac_techniques
+from amac_jax.optimizers import EVERY_TECHNIQUE, MINIMAX, NEWTON_SCHULZ, amac_techniques
 
 STEPS = 5  # a sample; the period of lookahead and averaging
 # The least traffic of float32 parameters, a parameter: gradient, moments and parameters; one step
 # in five slow weights and average; velocity.
-LEAST_BYTES = {"optax.adamw": 28.0, "amac": 31.2, "amac, everything": 39.2}
+LEAST_BYTES = {"optax.adamw": 28.0, "amac, core='adam'": 31.2, "amac, everything": 39.2}
 
 
 def amac(**techniques: Any) -> optax.GradientTransformationExtraArgs:
@@ -51,6 +57,7 @@ BASELINE = "optax.adamw"
 VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     BASELINE: lambda: optax.adamw(1e-3),
     "amac": amac,
+    "amac, core='adam'": lambda: amac(core="adam"),
     "amac, everything": every,
     "everything, noise=None": lambda: every(noise=None),
     "everything, sampler='gaussian'": lambda: every(sampler="gaussian"),
@@ -65,6 +72,10 @@ VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "everything, record_metrics=True": lambda: every(record_metrics=True),
     "everything, skip_nonfinite=True": lambda: every(skip_nonfinite=True),
     "everything, state_dtype='bfloat16'": lambda: every(state_dtype="bfloat16"),
+    "optax.contrib.muon": lambda: optax.contrib.muon(1e-3, weight_decay=0.1, consistent_rms=0.2),
+    "muon": lambda: amac_jax.muon(1e-3),
+    "muon, three quintics": lambda: amac_jax.muon(1e-3, quintics=MINIMAX[3]),
+    "muon, five of the first Muon": lambda: amac_jax.muon(1e-3, quintics=NEWTON_SCHULZ),
     "adamw": adamw,
     "adamw + clip_norm": lambda: adamw(clip_norm=1.0),
     "adamw + centralize": lambda: adamw(centralize=True),
@@ -204,17 +215,24 @@ def torch_runners(params: Any) -> dict[str, Runner]:
     }
 
 
+def parameters_of_job(name: str, dtype: Any) -> Any:
+    """The parameters of a job of `compare.py`."""
+    params = jax.jit(ALL[name].make().init)(jax.random.key(0))
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
 def measure(
-    size: int, leaves: int, dtype: str, models: int, names: list[str], rounds: int
+    params: Any, job: str, dtype: str, names: list[str], args: argparse.Namespace
 ) -> dict[str, Any]:
     """One configuration: every variant's times, round by round."""
-    params = parameters(size // models, leaves, dtype)
+    models, rounds, baseline = args.models, args.rounds, args.baseline
+    leaves = len(jax.tree.leaves(params))
     if models > 1:
         params = jax.tree.map(lambda x: jnp.repeat(x[None], models, axis=0), params)
     key = jax.random.key(0)
     gradients = jax.tree.map(lambda x: 0.01 * jax.random.normal(key, x.shape, x.dtype), params)
     count = count_of(params)
-    what = f"{size / 1e6:g}M parameters, {leaves} leaves, {dtype}, {models} models"
+    what = f"{count / 1e6:.3g}M parameters, {leaves} leaves, {dtype}, {models} models"
     runners = {"copy": copy_runner(params)}
     bar: dict[str, Any] = {"leave": False, "disable": None}  # on a terminal alone
     for name in tqdm(names, desc=f"{what}: compiling", **bar):
@@ -232,7 +250,7 @@ def measure(
     for name in runners:
         if name == "copy":
             continue
-        ratios = [a / b for a, b in zip(times[name], times[BASELINE], strict=True)]
+        ratios = [a / b for a, b in zip(times[name], times[baseline], strict=True)]
         seconds = statistics.median(times[name]) / STEPS
         rows[name] = {
             "ms": 1e3 * seconds,
@@ -244,10 +262,12 @@ def measure(
         if dtype == "float32" and name in LEAST_BYTES:
             rows[name]["copy_share"] = LEAST_BYTES[name] * count / seconds / copy_bandwidth
     return {
+        "job": job,
         "parameters": count,
         "leaves": leaves,
         "dtype": dtype,
         "models": models,
+        "baseline": baseline,
         "rounds": rounds,
         "copy_GB_per_s": copy_bandwidth / 1e9,
         "variants": rows,
@@ -256,8 +276,8 @@ def measure(
 
 def table(result: dict[str, Any]) -> str:
     header = (
-        f"{result['parameters'] / 1e6:.4g}M parameters, {result['leaves']} leaves, "
-        f"{result['dtype']}, {result['models']} model(s); "
+        f"{result['job'] and result['job'] + ': '}{result['parameters'] / 1e6:.4g}M parameters, "
+        f"{result['leaves']} leaves, {result['dtype']}, {result['models']} model(s); "
         f"in-place copy {result['copy_GB_per_s']:.1f} GB/s\n"
         f"{'':34s}    ms   ratio  10 % .. 90 %  bytes  state  of copy  compile s"
     )
@@ -306,18 +326,17 @@ def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
             panel.text(row["ratio_high"], y, f"  {row['ratio']:.2f}", va="center", fontsize=7)
         panel.margins(x=0.1)  # room for the numbers
         panel.axvline(1, color="black", linewidth=0.8)
-        if result["dtype"] == "float32":
-            least = LEAST_BYTES["amac"] / LEAST_BYTES[BASELINE]
+        if result["dtype"] == "float32" and result["baseline"] == BASELINE:
+            least = LEAST_BYTES["amac, core='adam'"] / LEAST_BYTES[BASELINE]
             panel.axvline(least, color="tab:red", linestyle=":", linewidth=1)
-        panel.set_xlabel("time of a step / optax.adamw's")
-        panel.set_title(
-            f"{result['parameters'] / 1e6:.3g}M parameters, {result['leaves']} leaves, "
-            f"{result['dtype']}",
-            fontsize=9,
-        )
+        panel.set_xlabel(f"time of a step / {result['baseline']}'s")
+        what = f"{result['parameters'] / 1e6:.3g}M parameters, {result['leaves']} leaves"
+        title = f"{result['job'] or what}, {result['dtype']}"
+        panel.set_title(title, fontsize=9)
     panels[0][0].invert_yaxis()
     figure.suptitle(
-        f"{device}: median and 10 % .. 90 % of paired ratios; dotted: ratio of AMaC's least bytes",
+        f"{device}: median and 10 % .. 90 % of paired ratios; dotted: ratio of the least bytes of "
+        "amac, core='adam'",
         fontsize=9,
     )
     figure.savefig(path, dpi=110)
@@ -347,6 +366,17 @@ def whole_from(least: int) -> Callable[[str], int]:
     return whole
 
 
+def configurations(args: argparse.Namespace) -> list[tuple[str, Callable[[Any], Any]]]:
+    """The name of a job, or "", and its parameters for a dtype."""
+    if args.jobs:
+        return [(name, partial(parameters_of_job, name)) for name in args.jobs]
+    return [
+        ("", partial(parameters, size // args.models, leaves))
+        for leaves in args.leaves
+        for size in args.sizes
+    ]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Times of optimizer steps beside optax.adamw's; see the top of this file.",
@@ -356,6 +386,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--leaves", type=whole_from(2), nargs="+", default=[50], help="half kernels, half biases"
     )
+    parser.add_argument(
+        "--jobs", nargs="+", choices=ALL, metavar="NAME",
+        help="in their place, the parameters of jobs of compare.py: " + ", ".join(ALL),
+    )  # fmt: skip
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument(
         "--models",
@@ -369,12 +403,16 @@ def main(argv: list[str] | None = None) -> None:
         metavar="NAME",
         help=f"of {', '.join(map(repr, VARIANTS))}; None: all",
     )
+    parser.add_argument(
+        "--baseline", default=BASELINE, metavar="NAME", help="the variant that others are beside"
+    )
     parser.add_argument("--rounds", type=whole_from(2), default=20, help="how often each is timed")
     parser.add_argument(
         "--json", type=Path, help="a .json file for the figures; a .png goes beside it"
     )
     args = parser.parse_args(argv)
-    names = list(VARIANTS) if args.variants is None else [BASELINE, *args.variants]
+    named = list(VARIANTS) if args.variants is None else args.variants
+    names = [args.baseline, *named]
     if unknown := sorted(set(names) - set(VARIANTS)):
         parser.error(f"no variant {unknown[0]!r}; there are: {', '.join(map(repr, VARIANTS))}")
     if args.json and (args.json.suffix != ".json" or args.json.is_dir()):
@@ -389,19 +427,15 @@ def main(argv: list[str] | None = None) -> None:
         },
         "results": [],
     }
-    for dtype in args.dtypes:
-        for leaves in args.leaves:
-            for size in args.sizes:
-                content["results"].append(
-                    measure(
-                        size, leaves, dtype, args.models, list(dict.fromkeys(names)), args.rounds
-                    )
-                )
-                print(table(content["results"][-1]), end="\n\n", flush=True)
-                gc.collect()
-                if args.json:  # after every configuration, so that an interrupted run has some
-                    args.json.parent.mkdir(parents=True, exist_ok=True)
-                    args.json.write_text(json.dumps(content, indent=2) + "\n")
+    names = list(dict.fromkeys(names))
+    for dtype, (job, make) in itertools.product(args.dtypes, configurations(args)):
+        found = measure(make(dtype), job, dtype, names, args)
+        content["results"].append(found)
+        print(table(found), end="\n\n", flush=True)
+        gc.collect()
+        if args.json:  # after every configuration, so that an interrupted run has some
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(content, indent=2) + "\n")
     if args.json:
         picture = args.json.with_suffix(".png")
         draw(content["results"], content["device"], picture)

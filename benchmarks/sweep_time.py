@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     def run(data, rate, decay, seed):
         def optimizer(steps):
             if args.optimizer == "amac":
-                return amac_jax.amac(rate, steps, weight_decay=decay, key=seed)
+                return amac_jax.amac(rate, steps, core="adam", weight_decay=decay, key=seed)
             return amac_jax.adamw(rate, weight_decay=decay, average_start=steps)
 
         return accuracies(data, optimizer, seed, epochs=args.epochs)

@@ -56,7 +56,7 @@ OPTIMIZERS: dict[str, Callable[[Any, int], Any]] = {
     "sophia": lambda rate, steps: amac_jax.sophia(rate),
     "newton": lambda rate, steps: amac_jax.newton(rate),
     "newton-saddle-free": lambda rate, steps: amac_jax.newton(rate, saddle_free=True),
-    "amac": lambda rate, steps: amac_jax.amac(rate, steps),
+    "amac": lambda rate, steps: amac_jax.amac(rate, steps, core="adam"),  # points, not kernels
 }
 
 

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from amac_jax import fan_in_axes
+from amac_jax._core.paths import is_masked
 from tests.helpers import CACHE_WARNING
 from tests.table import CASES
 
@@ -201,10 +202,11 @@ def placement(
     foreseen = jax.eval_shape(tx.init, abstract)
     expected = optax.tree.map_params(
         tx,
-        lambda _, sharding: sharding,
+        lambda leaf, sharding: leaf if is_masked(leaf) else sharding,
         foreseen,
         shardings,
         transform_non_params=lambda _: NamedSharding(mesh, P()),
+        is_leaf=is_masked,
     )
     misplaced = differently_sharded(tx.init(params), expected)
     if AxisType.Explicit in mesh.axis_types:  # the types alone say it
@@ -242,10 +244,11 @@ def wrongly_mapped(tx: optax.GradientTransformation) -> list[str]:
     shapes = {leaf.shape for leaf in jax.tree.leaves(params)} - {()}
     wrong = optax.tree.map_params(
         tx,
-        lambda leaf, param: leaf.shape != param.shape,
+        lambda leaf, param: not is_masked(leaf) and leaf.shape != param.shape,
         jax.eval_shape(tx.init, params),
         params,
         transform_non_params=lambda leaf: leaf.shape in shapes,
+        is_leaf=is_masked,
     )
     return paths_where(wrong)
 

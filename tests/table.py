@@ -105,6 +105,17 @@ OPTIMIZERS = {
         amac_jax.lion,
         {**RATE, "b1": (0.9, 0.5), "b2": (0.9, 0.2), "weight_decay": (0.1, 0.3)},
     ),
+    "muon": Case(
+        amac_jax.muon,
+        {
+            **RATE,
+            "b1": (0.9, 0.5),
+            "b2": (0.9, 0.5),
+            "rms": (0.2, 0.5),
+            "others_multiplier": (1.0, 0.3),
+            "weight_decay": (0.1, 0.3),
+        },
+    ),
     "sophia": Case(
         supplied(amac_jax.sophia, value_fn=bowl),
         {
@@ -236,6 +247,11 @@ CASES = {
             **{name: two for name, two in TECHNIQUES.items() if name != "average_decay"},
             "key": (1, 2),
         },
+    ),
+    "amac auto": Case(
+        amac_jax.amac,
+        {"total_steps": (60, 40), "epochs": (12.0, 3.0)},
+        fixed={"learning_rate": "auto", "average_start": 2},
     ),
     "amac recorded": Case(
         amac_jax.amac,

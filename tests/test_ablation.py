@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import amac_jax
-from amac_jax.tools import ablate
+from amac_jax.tools import _ablation, ablate
 from amac_jax.tools._ablation import TECHNIQUES, effects_of
 
 X = np.random.default_rng(0).normal(size=(6, 8, 3)).astype(np.float32)
@@ -21,25 +21,29 @@ STEPS, RATE = 12, 0.05
 
 def loss(params, x):
     bias = params.get("bias", 0.0)
-    return jnp.mean((x @ params["kernel"] + bias - x @ TARGET) ** 2)
+    return jnp.mean((x @ params["kernel"] + bias - x @ TARGET.astype(x.dtype)) ** 2)
 
 
 def score(params):
-    return jnp.sum((params["kernel"] - TARGET) ** 2)
+    kernel = params["kernel"]
+    return jnp.sum((kernel - TARGET.astype(kernel.dtype)) ** 2)
 
 
-def run_by_hand(tx, weights):
+def run_by_hand(tx, weights, dtype="float32"):
     """Whole passes over the batches in their order: with one batch there is but one order."""
 
     @jax.jit
-    def step(params, state):
-        updates, state = tx.update(jax.grad(loss)(params, X[0]), state, params)
-        return optax.apply_updates(params, updates), state
+    def run():
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params, X[0].astype(dtype)), state, params)
+            return (optax.apply_updates(params, updates), state), None
 
-    params, state = START, tx.init(START)
-    for _ in range(STEPS):
-        params, state = step(params, state)
-    return float(score(weights(state, params)))
+        start = jax.tree.map(lambda x: jnp.asarray(x, dtype), START)
+        (params, state), _ = jax.lax.scan(step, (start, tx.init(start)), length=STEPS)
+        return score(weights(state, params))
+
+    return float(run())
 
 
 def averaged(state, params):
@@ -50,91 +54,155 @@ def last(state, params):
     return params
 
 
-def test_each_variant_is_the_optimizer_that_its_name_says():
+def variants(dtype="float32", **arguments):
+    """The scores of every variant, with one batch for all steps."""
+    start, x = jax.tree.map(lambda x: x.astype(dtype), (START, X[:1]))
+    return ablate(loss, start, x, steps=STEPS, score_fn=score, seeds=2, **arguments).scores
+
+
+def assert_scores(scores, expected, dtype="float32", rtol=2e-5):
     """With one batch there is one order, and without noise nothing is random."""
-    names = (
-        "average_start",
-        "sync_period",
-        "momentum",
-        "weight_decay",
-        "end_ratio",
-        "warmup_steps",
-    )
-    found = ablate(
-        loss, START, X[:1], learning_rate=RATE, steps=STEPS, score_fn=score, seeds=2,
-        techniques=names,
-    )  # fmt: skip
-    assert len(found.scores) == 2 * (1 + len(names))
+    assert scores.keys() == expected.keys()
+    for name, (tx, weights) in expected.items():
+        value = run_by_hand(tx, weights, dtype)
+        np.testing.assert_allclose(scores[name], value, rtol=rtol, err_msg=name)
 
+
+def test_each_variant_around_adam_is_the_optimizer_that_its_name_says():
     def amac(**changes):
-        return amac_jax.amac(RATE, STEPS, **changes)
+        return amac_jax.amac(RATE, STEPS, core="adam", **changes)
 
-    def adam(**changes):
-        return amac_jax.adam(RATE, **changes)
+    def adam(rate=RATE, **changes):
+        return amac_jax.adam(rate, **changes)
 
     cosine = amac_jax.warmup_cosine(RATE, STEPS, 0, end=0.3 * RATE)
+    warmup = amac_jax.warmup_cosine(RATE, STEPS, 1.2, end=RATE)
+    decay = {"weight_decay": 0.15, "decay_floor": 0.7}
+    outer = {"slow_step_size": 0.7, "slow_momentum": 0.5}
     expected = {
         "amac": (amac(), averaged),
         "adam": (adam(), last),
         "amac without average_start": (amac(), last),
-        "amac without sync_period": (amac(sync_period=None), averaged),
-        "amac with momentum": (amac(momentum=0.5), averaged),
-        "amac without weight_decay": (amac(weight_decay=None), averaged),
-        "amac without end_ratio": (amac(end_ratio=1.0), averaged),
-        "amac without warmup_steps": (amac(warmup_steps=0), averaged),
         "adam with average_start": (adam(average_start=9, average_period=5), averaged),
+        "amac without sync_period": (amac(sync_period=None), averaged),
         "adam with sync_period": (adam(sync_period=5, slow_step_size=0.8), last),
+        "amac with slow_momentum": (amac(**outer), averaged),
+        "adam with slow_momentum": (adam(sync_period=5, **outer), last),
+        "amac with momentum": (amac(momentum=0.5), averaged),
         "adam with momentum": (adam(momentum=0.5, dampening=0.5), last),
-        "adam with weight_decay": (adam(weight_decay=3 / (RATE * STEPS)), last),
-        "adam with end_ratio": (amac_jax.adam(cosine), last),
-        "adam with warmup_steps": (
-            amac_jax.adam(amac_jax.warmup_cosine(RATE, STEPS, 1.2, end=RATE)),
-            last,
-        ),
+        "amac without weight_decay": (amac(weight_decay=None), averaged),
+        "adam with weight_decay": (adam(**decay), last),
+        "amac with cautious_decay": (amac(cautious_decay=True), averaged),
+        "adam with cautious_decay": (adam(**decay, cautious_decay=True), last),
+        "amac without warmup_steps": (amac(warmup_steps=0), averaged),
+        "adam with warmup_steps": (adam(warmup), last),
+        "amac without end_ratio": (amac(end_ratio=1.0), averaged),
+        "adam with end_ratio": (adam(cosine), last),
     }
-    assert found.scores.keys() == expected.keys()
-    for name, (tx, weights) in expected.items():
-        value = run_by_hand(tx, weights)
-        np.testing.assert_allclose(found.scores[name], value, rtol=2e-5, err_msg=name)
+    names = tuple(name.removeprefix("adam with ") for name in expected if "adam with" in name)
+    assert_scores(variants(learning_rate=RATE, core="adam", techniques=names), expected)
+
+
+def test_each_variant_around_muon_is_the_optimizer_that_its_name_says():
+    """All is automatic here; a weight decay of 15 / 30 is more than 0.05 / eta."""
+    peak = 0.015 * (1000 / STEPS) ** 0.5
+    c = 0.01 * (1000 / STEPS) ** (1 / 3) / peak
+    decay = {"weight_decay": 0.05 / peak, "decay_floor": 0.7}
+    outer = {"sync_period": 5, "slow_step_size": 0.7, "slow_momentum": 0.5}
+
+    def amac(**changes):
+        return amac_jax.amac("auto", STEPS, epochs=15, **changes)
+
+    def muon(**changes):
+        settings = {"b1": 0.9, "others_multiplier": c, "weight_decay": None}
+        return amac_jax.muon(peak, **{**settings, **changes})
+
+    expected = {
+        "amac": (amac(), averaged),
+        "muon": (muon(), last),
+        "amac with centralize": (amac(centralize=True), averaged),
+        "muon with centralize": (muon(centralize=True), last),
+        "amac with sync_period": (amac(sync_period=5), averaged),
+        "muon with sync_period": (muon(sync_period=5, slow_step_size=0.8), last),
+        "amac with slow_momentum": (amac(**outer), averaged),
+        "muon with slow_momentum": (muon(**outer), last),
+        "amac without weight_decay": (amac(weight_decay=None), averaged),
+        "muon with weight_decay": (muon(**decay), last),
+        "amac with cautious_decay": (amac(cautious_decay=True), averaged),
+        "muon with cautious_decay": (muon(**decay, cautious_decay=True), last),
+    }
+    names = tuple(name.removeprefix("muon with ") for name in expected if "muon with" in name)
+    # Muon magnifies what float32 rounds off a small singular value.
+    with jax.enable_x64(True):
+        scores = variants("float64", epochs=15, techniques=names)
+        assert_scores(scores, expected, "float64", 1e-6)
+
+
+def test_a_core_of_your_own_is_called_core():
+    core = optax.scale_by_rms()
+    expected = {
+        "amac": (amac_jax.amac(RATE, STEPS, core=core), averaged),
+        "core": (amac_jax.compose(core, RATE), last),
+        "amac without centralize": (
+            amac_jax.amac(RATE, STEPS, core=core, centralize=None),
+            averaged,
+        ),
+        "core with centralize": (amac_jax.compose(core, RATE, centralize=True), last),
+    }
+    assert_scores(variants(learning_rate=RATE, core=core, techniques=("centralize",)), expected)
 
 
 def test_a_technique_that_is_off_is_off_with_all_of_its_keywords():
     settings = {"slow_momentum": 0.5, "momentum": 0.5, "dampening": 0.25}
-    found = ablate(
-        loss, START, X[:1], learning_rate=RATE, steps=STEPS, score_fn=score, seeds=2,
-        techniques=("sync_period", "momentum"), **settings,
-    )  # fmt: skip
     without = {"sync_period": None, "slow_momentum": None}
+
+    def amac(**changes):
+        return amac_jax.amac(RATE, STEPS, core="adam", **{**settings, **changes})
+
+    outer = {"sync_period": 5, "slow_step_size": 0.8, "slow_momentum": 0.5}
     expected = {
+        "amac": (amac(), averaged),
         "adam": (amac_jax.adam(RATE), last),
-        "amac": (amac_jax.amac(RATE, STEPS, **settings), averaged),
-        "amac without sync_period": (
-            amac_jax.amac(RATE, STEPS, **{**settings, **without}),
-            averaged,
-        ),
-        "adam with sync_period": (
-            amac_jax.adam(RATE, sync_period=5, slow_step_size=0.8, slow_momentum=0.5),
-            last,
-        ),
+        "amac without sync_period": (amac(**without), averaged),
+        "adam with sync_period": (amac_jax.adam(RATE, **outer), last),
+        "amac without slow_momentum": (amac(slow_momentum=None), averaged),
+        "adam with slow_momentum": (amac_jax.adam(RATE, **outer), last),
+        "amac without momentum": (amac(momentum=None, dampening="auto"), averaged),
         "adam with momentum": (amac_jax.adam(RATE, momentum=0.5, dampening=0.25), last),
     }
-    for name, (tx, weights) in expected.items():
-        value = run_by_hand(tx, weights)
-        np.testing.assert_allclose(found.scores[name], value, rtol=2e-5, err_msg=name)
+    names = ("sync_period", "slow_momentum", "momentum")
+    found = variants(learning_rate=RATE, core="adam", techniques=names, **settings)
+    assert_scores(found, expected)
 
 
-def test_effects_are_paired_differences_with_students_interval():
-    rows = {"adam": [1.0, 2.0, 4.0], "adam with noise": [2.0, 2.5, 6.0]}
-    rows |= {"amac": [1.0, 1.0, 1.0], "amac with noise": [0.0, 1.0, 0.5]}
+def test_a_technique_that_is_neither_named_nor_in_amac_has_no_state(monkeypatch):
+    seen = []
+
+    def recording(*args, **settings):
+        seen.append(settings)
+        return amac_jax.amac(*args, **settings)
+
+    recording.defaults = amac_jax.amac.defaults  # pyright: ignore[reportFunctionMemberAccess]
+    monkeypatch.setattr(_ablation, "amac", recording)
+    variants(techniques=("average_start",))
+    traced = {name for name, value in seen[-1].items() if isinstance(value, jax.core.Tracer)}
+    assert traced == {"average_start", "weight_decay", "warmup_steps", "end_ratio", "key"}
+    assert seen[-1]["sync_period"] is None
+
+
+@pytest.mark.parametrize("core", ["muon", "adam", "core"])
+def test_effects_are_paired_differences_with_students_interval(core):
+    rows = {"amac": [1.0, 1.0, 1.0], "amac with noise": [0.0, 1.0, 0.5]}
+    rows |= {core: [1.0, 2.0, 4.0], f"{core} with noise": [2.0, 2.5, 6.0]}
     for sign, higher in ((1, True), (-1, False)):
-        adam, amac = effects_of(rows, higher_is_better=higher)
-        assert (adam.technique, adam.around, amac.around) == ("noise", "adam", "amac")
-        assert adam.mean == pytest.approx(sign * 3.5 / 3)
+        alone, amac = effects_of(rows, higher_is_better=higher)
+        assert (alone.technique, alone.around, amac.around) == ("noise", core, "amac")
+        assert alone.mean == pytest.approx(sign * 3.5 / 3)
         assert amac.mean == pytest.approx(sign * -0.5)
-        test = stats.ttest_rel(rows["adam with noise"], rows["adam"])
+        test = stats.ttest_rel(rows[f"{core} with noise"], rows[core])
         low, high = test.confidence_interval(0.95)
-        assert adam.p == pytest.approx(test.pvalue)
-        assert adam.half_width == pytest.approx((high - low) / 2)
+        assert alone.p == pytest.approx(test.pvalue)
+        assert alone.half_width == pytest.approx((high - low) / 2)
 
 
 def test_what_cannot_matter_has_no_effect_and_what_must_help_does():
@@ -155,7 +223,7 @@ def test_what_cannot_matter_has_no_effect_and_what_must_help_does():
         width=5,
     )
     effects = {(e.technique, e.around): e for e in found.effects}
-    for around in ("adam", "amac"):
+    for around in ("muon", "amac"):
         for technique in ("centralize", "weight_decay"):
             effect = effects[technique, around]
             assert (effect.mean, effect.half_width, effect.p) == (0.0, 0.0, 1.0)
@@ -166,9 +234,9 @@ def test_what_cannot_matter_has_no_effect_and_what_must_help_does():
     assert len(set(scores.tolist())) == 6  # each seed begins elsewhere and meets other noise
     assert not found.failed
     text = str(found).splitlines()
-    means = [f"{np.mean(found.scores[name]):.4g}" for name in ("adam", "amac")]
-    assert text[0].startswith("mean score: adam {}, amac {};".format(*means))
-    assert text[1].split() == ["technique", "added", "to", "adam", "p", "in", "amac", "p"]
+    means = [f"{np.mean(found.scores[name]):.4g}" for name in ("muon", "amac")]
+    assert text[0].startswith("mean score: muon {}, amac {};".format(*means))
+    assert text[1].split() == ["technique", "added", "to", "muon", "p", "in", "amac", "p"]
     assert [line.split("  ")[0] for line in text[2:]] == [
         "centralize",
         "weight_decay",
@@ -177,33 +245,30 @@ def test_what_cannot_matter_has_no_effect_and_what_must_help_does():
 
 
 def test_settings_are_the_values_at_which_techniques_are_on():
-    found = ablate(
-        loss, START, X[:1], learning_rate=RATE, steps=STEPS, score_fn=score, seeds=2,
-        techniques=("sync_period",), slow_step_size=0.3, sync_period=2, b1=0.5,
-    )  # fmt: skip
     same = {"sync_period": 2, "slow_step_size": 0.3, "b1": 0.5}
-    value = run_by_hand(amac_jax.amac(RATE, STEPS, **same), averaged)
-    np.testing.assert_allclose(found.scores["amac"], value, rtol=2e-5)
+    found = variants(learning_rate=RATE, core="adam", techniques=("sync_period",), **same)
+    value = run_by_hand(amac_jax.amac(RATE, STEPS, core="adam", **same), averaged)
+    np.testing.assert_allclose(found["amac"], value, rtol=2e-5)
     value = run_by_hand(amac_jax.adam(RATE, **same), last)
-    np.testing.assert_allclose(found.scores["adam with sync_period"], value, rtol=2e-5)
+    np.testing.assert_allclose(found["adam with sync_period"], value, rtol=2e-5)
 
 
 def test_without_a_score_it_is_the_loss_over_all_batches_once_through():
     found = ablate(loss, KERNEL, X, learning_rate=0.0001, seeds=2, techniques=("average_start",))
     at_start = np.mean([loss(KERNEL, x) for x in X])
-    np.testing.assert_allclose(found.scores["adam"], at_start, rtol=0.01)
-    assert np.all(found.scores["adam"] < at_start)
+    np.testing.assert_allclose(found.scores["muon"], at_start, rtol=0.01)
+    assert np.all(found.scores["muon"] < at_start)
 
 
 def test_a_model_that_can_be_called_is_parameters():
     model = eqx.nn.Linear(3, 2, key=jax.random.key(0))
 
     def loss(model, x):
-        return jnp.mean((jax.vmap(model)(x) - x @ TARGET) ** 2)
+        return jnp.mean((jax.vmap(model)(x) - x @ TARGET.astype(x.dtype)) ** 2)
 
     found = ablate(loss, model, X, learning_rate=1e-6, seeds=2, techniques=("noise",))
     at_start = np.mean([loss(model, x) for x in X])
-    np.testing.assert_allclose(found.scores["adam"], at_start, rtol=1e-3)
+    np.testing.assert_allclose(found.scores["muon"], at_start, rtol=1e-3)
 
 
 def test_a_run_without_a_finite_score_counts_as_the_worst():
@@ -233,6 +298,10 @@ def test_a_run_without_a_finite_score_counts_as_the_worst():
         ({"steps": 0}, r"steps must be a whole number in \[1, inf\), got 0"),
         ({"width": 2.5}, r"width must be a whole number in \[1, inf\), got 2.5"),
         ({"learning_rate": -1.0}, r"learning_rate must be in \(0, inf\)"),
+        ({"learning_rate": "fast"}, "learning_rate must be 'auto' or a number, got 'fast'"),
+        ({"core": optax.scale_by_rms()}, "learning_rate must be a number or a schedule with a"),
+        ({"core": "lion"}, "core must be 'muon', 'adam' or a transformation, got 'lion'"),
+        ({"weight_decay": lambda count: 0.1}, "weight_decay must be a number, which can be"),
         ({"batches": {"x": X, "y": X[:3]}}, "batches must be arrays with one first axis"),
         ({"batches": lambda key: X[0]}, "steps must be given where batches is a function"),
         ({"batches": lambda key: X[0], "steps": 3}, "score_fn must be given where batches"),
@@ -247,6 +316,6 @@ def test_bad_input_is_refused_in_a_line(changes, message):
 
 
 def test_every_technique_of_amac_has_a_switch():
-    keywords = {switch.keyword for switch in TECHNIQUES.values()}
-    assert {"centralize", "noise", "clip_value", "momentum", "weight_decay"} <= keywords
-    assert {"slow_step_size", "average_start", "warmup_steps", "end_ratio"} <= keywords
+    assert {"clip_norm", "centralize", "noise", "clip_value", "momentum"} <= TECHNIQUES.keys()
+    assert {"weight_decay", "cautious_decay", "sync_period", "slow_momentum"} <= TECHNIQUES.keys()
+    assert {"average_start", "warmup_steps", "end_ratio"} <= TECHNIQUES.keys()

@@ -22,6 +22,8 @@ LEAVES = ["dense/kernel", "dense/bias", "embed/embedding", "temperature"]
 with np.errstate(over="ignore"):
     OVERFLOWED = np.float16(300) * np.float16(300)
 POISONS = [np.float16(np.nan), np.float16(np.inf), np.float16(-np.inf), OVERFLOWED]
+# The second moments of all units, in one array; tests/test_muon.py looks at its parts.
+OF_ALL_KERNELS = {"muon": {"1/inner/stages/0/nu"}}
 PLACES = [*([leaf] for leaf in LEAVES), LEAVES]
 # A Newton step solves one system for all parameters, so that one NaN is in all of them. Sophia's
 # estimate comes from an objective, here of all parameters, which is NaN after a bad step.
@@ -131,6 +133,8 @@ def test_without_skipping_only_the_affected_leaf_becomes_non_finite(name):
         for value in POISONS:
             for leaf in LEAVES:
                 affected = set(LEAVES) if name in ONE_SYSTEM else {leaf}
+                if leaf.endswith("kernel"):
+                    affected |= OF_ALL_KERNELS.get(name, set())
                 run = step(*start, poisoned(gradient(2), [leaf], value))
                 assert non_finite(run) <= affected
                 if name in READS_OBJECTIVE:

@@ -12,7 +12,7 @@ from benchmarks import step_time
 
 def test_step_time_prints_a_table_and_writes_figures_and_a_picture(tmp_path, capsys):
     out = tmp_path / "new" / "cpu.json"
-    names = ["amac", "amac, everything", "adamw + lookahead"]
+    names = ["amac", "amac, core='adam'", "amac, everything", "adamw + lookahead"]
     size = ["--sizes", "20K", "--leaves", "2", "--rounds", "3"]
     step_time.main(
         [*size, "--dtypes", "float32", "bfloat16", "--json", str(out), "--variants", *names]
@@ -26,7 +26,8 @@ def test_step_time_prints_a_table_and_writes_figures_and_a_picture(tmp_path, cap
         for row in result["variants"].values():
             assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
             assert row["ms"] > 0
-    for name, state_bytes in (("amac", 16), ("amac, everything", 20)):  # with velocity
+    # Momentum and average; both moments, slow weights and average; those and velocity.
+    for name, state_bytes in zip(names, (8, 16, 20), strict=False):
         row = content["results"][0]["variants"][name]
         assert row["state_bytes_per_parameter"] == pytest.approx(state_bytes, rel=0.01)
     assert content["versions"]["jax"] == jax.__version__

@@ -297,9 +297,8 @@ class Lives:
         self.folder, self.epochs = folder, epochs
         self.path = folder / "checkpoints"
         args = mnist.checked(mnist.argument_parser(""), command(folder, epochs=epochs)[2:])
-        rate, optimizer = mnist.OPTIMIZERS["amac"]
         steps = epochs * 23
-        tx = optimizer(rate, steps, key=0, record_metrics=True)
+        rate, tx = mnist.optimizer_of(args, steps)
         images = jnp.zeros((1, 8, 8), jnp.uint8)
         self.like = jax.eval_shape(
             lambda key: mnist.initial_state(mnist.MLP(), tx, key, images), jax.random.key(0)

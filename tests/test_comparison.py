@@ -73,12 +73,12 @@ def test_every_contender_gets_the_same_points_of_its_own_space():
         np.testing.assert_allclose(points, unit["adamw"], atol=1e-6)
 
 
-def test_amac_by_default_is_amac_with_a_rate_and_a_number_of_steps():
+def test_amac_by_default_is_amac_with_a_number_of_steps_and_of_passes():
     params = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
     contender = CONTENDERS["amac"]
     length = Length(50, 4.0)
     default = contender.default(length)
-    built, plain = contender.build(default, length, 0), amac_jax.amac(default.learning_rate, 50)
+    built, plain = contender.build(default, length, 0), amac_jax.amac("auto", 50, epochs=4.0)
     one, other = (jax.jit(tx.update)(params, tx.init(params), params)[0] for tx in (built, plain))
     assert_same_bits(one, other)
 
@@ -358,8 +358,10 @@ def test_verdicts_follow_the_sign_of_the_metric(short):
     behind = {"short": {"amac": made(high), "adamw": made(low)}}
     assert comparison_report.best_or_tied(behind) == []
     assert comparison_report.steps_to_target("short", cells["short"]["amac"]) == 40
-    assert "| `lion` | 0 | 0 |" in comparison_report.opponents_table(cells)
-    assert "| `adamw` | 1: short | 0 |" in comparison_report.opponents_table(cells)
+    assert "| `lion` | 0 | 0 |" in comparison_report.opponents_table(cells, "tuned")
+    assert "| `adamw` | 1: short | 0 |" in comparison_report.opponents_table(cells, "tuned")
+    assert "`amac`" not in comparison_report.opponents_table(cells, "tuned").split("---")[-1]
+    assert "| `amac` | 0 | 0 |" in comparison_report.opponents_table(cells, "default")
     text = comparison_report.main_table(cells)
     assert "**+2.000 ± " in text
     assert "better on 1 of 1 workloads, worse on 0" in text
@@ -380,16 +382,17 @@ def test_fresh_jobs_are_reported_apart(short, tmp_path, monkeypatch):
     comparison_report.report(tmp_path)
     after = (tmp_path / "tables.md").read_text()
     assert after.startswith(before)
-    _, apart = after.split("## On fresh jobs: AMaC and AdamW\n")
+    _, apart = after.split("## On fresh jobs: AMaC, AdamW and Muon\n")
     assert "| fresh, log10 gap ↓ |" in apart
     assert "short" not in apart
     assert "fresh" not in before
     p = welch(near, far)[2]
-    assert f"p = {p:.2g}" in before
-    assert f"p = {p:.2g}" in apart
+    assert f"| short | {p:.2g} |" in before
+    assert f"| fresh | {p:.2g} |" in apart
     (tmp_path / "short.json").unlink()
     comparison_report.report(tmp_path)
-    assert (tmp_path / "tables.md").read_text() == "## On fresh jobs: AMaC and AdamW\n" + apart
+    alone = (tmp_path / "tables.md").read_text()
+    assert alone == "## On fresh jobs: AMaC, AdamW and Muon\n" + apart
 
 
 def test_the_readmes_tables_are_those_of_the_recorded_runs():
@@ -472,15 +475,27 @@ def test_a_run_that_diverges_counts_as_the_worst(short, tmp_path, monkeypatch):
 def test_the_ablation_is_recorded_reported_and_resumed(short, tmp_path, monkeypatch, capsys):
     arguments = ["--seeds", "2", "--out", str(tmp_path), "--workloads", "short"]
     ablation.main(arguments)
-    recorded = content(tmp_path)
-    assert len(recorded["scores"]) == 22
-    assert (tmp_path / "effects.png").stat().st_size > 1000
+    recorded = content(tmp_path / "muon")
+    assert len(recorded["scores"]) == 26
+    assert (tmp_path / "muon" / "effects.png").stat().st_size > 1000
     text = capsys.readouterr().out
     assert "| centralize | +0 ± 0 |" in text  # a vector has no fan-in
+    assert "### Added to Muon" in text
     monkeypatch.setattr(ablation, "run", None)
     monkeypatch.setattr(ablation, "report", lambda folder: None)  # drawn above
     ablation.main(arguments)
-    assert content(tmp_path) == recorded
+    assert content(tmp_path / "muon") == recorded
+
+
+def test_an_ablation_outside_the_folders_of_cores_is_reported(short, tmp_path, capsys):
+    scores = {"amac": [3, 4], "adam": [5, 6], "amac with noise": [2, 4], "adam with noise": [5, 5]}
+    (tmp_path / "short.json").write_text(json.dumps({"scores": scores, "failed": {}}))
+    ablation.main(["--report", "--out", str(tmp_path)])
+    text = capsys.readouterr().out
+    in_amac, added = text.split("### Added to Adam")
+    assert "| noise | +0.5 ± 6.4 |" in in_amac  # Rosenbrock's loss: less is better
+    assert "| noise | +0.5 ± 6.4 |" in added
+    assert "clip_norm" not in text
 
 
 @pytest.mark.parametrize(
@@ -491,6 +506,7 @@ def test_the_ablation_is_recorded_reported_and_resumed(short, tmp_path, monkeypa
         (compare, ["--seeds", "1"], "--seeds must be at least 2"),
         (compare, ["--trials", "0"], "must be at least 1, got 0"),
         (ablation, ["--seeds", "1"], "--seeds must be at least 2"),
+        (ablation, ["--core", "lion"], "invalid choice: 'lion'"),
     ],
 )
 def test_bad_options_are_one_line(program, argv, message, capsys):

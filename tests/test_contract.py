@@ -51,6 +51,11 @@ def part(seed: int) -> Any:
     return {"dense": {"kernel": tree(seed)["dense"]["kernel"]}}
 
 
+def layer(seed: int) -> Any:
+    """A kernel and its bias: for the forms that treat all other leaves as they treat a bias."""
+    return {"dense": tree(seed)["dense"]}
+
+
 def gradients(like: Any = tree) -> list[Any]:
     return [like(100 + step) for step in range(STEPS)]
 
@@ -178,7 +183,7 @@ def test_vmap_over_hyperparameters_is_a_sweep(name):
     values = {argument: np.asarray([row[argument] for row in rows]) for argument in usual}
 
     # In 8 steps several periods of two end, and the last one of three is not over.
-    params, grads = part(0), stack([part(100 + step) for step in range(8)])
+    params, grads = layer(0), stack([layer(100 + step) for step in range(8)])
 
     def run(values):
         return trained_with(case, params, grads, **values)

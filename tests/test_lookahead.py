@@ -247,9 +247,8 @@ def test_at_a_synchronisation_parameters_are_the_slow_weights(chain, jit, dtype)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_10000_noisy_steps_do_not_part_them(dtype):
     # Centralization would keep the means as they are, and decay pull the weights from the target.
-    tx = amac(
-        0.02, 10_000, warmup_steps=10, weight_decay=None, centralize=None, noise=0.01, momentum=0.9
-    )
+    settings = {"weight_decay": None, "centralize": None, "noise": 0.01, "momentum": 0.9}
+    tx = amac(0.02, 10_000, core="adam", warmup_steps=10, **settings)
     target = np.linspace(-3.0, 3.0, 24, dtype=np.float32).reshape(6, 4)
 
     def step(carry, key):

@@ -147,11 +147,16 @@ def test_training_curves_have_a_panel_for_what_is_there():
     assert effect.lines[2].get_xdata()[0] == pytest.approx(3 * 11 / 30)
 
 
-def test_an_ablation_is_drawn_under_the_name_of_its_job():
-    effect = Effect("noise", "adam", 0.5, 0.1, 0.01)
-    found = Ablation({}, [effect, effect._replace(around="amac")], {})
+@pytest.mark.parametrize(
+    ("around", "whose"), [("muon", "Muon"), ("adam", "Adam"), ("core", "the core")]
+)
+def test_an_ablation_is_drawn_under_the_name_of_its_job(around, whose):
+    effect = Effect("noise", around, 0.5, 0.1, 0.01)
+    found = Ablation({}, [effect, effect._replace(around="amac", mean=-0.25)], {})
     in_amac, added, _ = plot_ablation({"my job": found}).axes
-    for axes in (in_amac, added):
+    for axes, mean in ((in_amac, "-0.25"), (added, "+0.5")):
         assert [text.get_text() for text in axes.get_xticklabels()] == ["my job"]
+        assert [text.get_text() for text in axes.texts] == [mean]
+    assert added.get_title() == f"added to {whose} alone"
     with pytest.raises(TypeError, match=r'found must be ablations by name, as {"my job": found}'):
         plot_ablation(found)  # pyright: ignore[reportArgumentType]

@@ -148,10 +148,10 @@ def test_amac_is_adam_with_amacs_techniques():
     expected = amac_jax.compose(
         optax.scale_by_adam(),
         amac_jax.warmup_cosine(0.01, STEPS, STEPS / 10, end=0.003),
-        weight_decay=3 / (0.01 * STEPS),
+        weight_decay=0.15,
         **amac_techniques(STEPS),
     )
-    assert_close(runs(amac_jax.amac(0.01, STEPS)), runs(expected))
+    assert_close(runs(amac_jax.amac(0.01, STEPS, core="adam", decay_floor=None)), runs(expected))
 
 
 @pytest.mark.parametrize("name", RECIPES)

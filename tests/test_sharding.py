@@ -33,7 +33,11 @@ REWRITTEN = {"amac_reference 1", "amac_reference 2"}
 
 # Lookahead's velocity is a difference of weights and has their rounding: here it is at most 0.08
 # where weights are 2.4, of which the last bit is 3e-6 of it.
-DIFFERENCE_OF_WEIGHTS = {"compose", "amac"}
+DIFFERENCE_OF_WEIGHTS = {"compose"}
+
+# The quintics of Muon magnify the last bits of their products; a device has whole kernels there.
+ORTHOGONAL = {"muon", "amac", "amac auto"}
+EVERY_KIND = {"all-gather", "all-reduce", "all-to-all", "collective-permute"}
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +61,26 @@ def test_8_devices_do_what_one_does(run, name, axis_type, layout):
     assert not report.misplaced
     assert not report.unmapped
 
-    assert report.identical or report.collectives or name in REWRITTEN
-    assert report.params_error <= 1e-6
-    assert report.state_error <= (3e-6 if name in DIFFERENCE_OF_WEIGHTS else 1e-6)
+    assert report.identical or report.collectives or name in REWRITTEN | ORTHOGONAL
+    if name in ORTHOGONAL:
+        assert report.params_error <= 1e-5
+        assert report.state_error <= 2e-5  # its second moments are of squares
+    else:
+        assert report.params_error <= 1e-6
+        assert report.state_error <= (3e-6 if name in DIFFERENCE_OF_WEIGHTS else 1e-6)
     if name != "accumulate_gradients amac":  # whose three quarters of 20 steps are 30 gradients
         assert all(count > 0 for count in report.averaged)
 
     if name in DENSE:  # joined once, leaf by leaf, and then as on one device
         assert report.identical
         assert set(report.collectives) <= {"all-gather", "collective-permute"}
+        assert max(map(max, report.collectives.values()), default=0) <= sharded.LARGEST_LEAF
+    elif name in ORTHOGONAL:  # products of matrices need more than a device's part
+        if axis_type == "Explicit":  # sums are those of techniques: norms, means over the fan-in
+            assert set(report.collectives) <= {"all-gather", "all-reduce"}
+            assert set(report.collectives.get("all-reduce", ())) <= {1, *report.per_output}
+        else:
+            assert set(report.collectives) <= EVERY_KIND
         assert max(map(max, report.collectives.values()), default=0) <= sharded.LARGEST_LEAF
     else:
         assert set(report.collectives) <= {"all-reduce"}

@@ -7,7 +7,7 @@ which makes it an Optax transformation. `compose` puts one boundary around a who
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
 
@@ -88,6 +88,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     stage: Stage | None = None
     description: str = ""
+    resolved: Keywords = MappingProxyType({})  # arguments -> the values that "auto" stands for
 
     def __new__(
         cls,
@@ -209,8 +210,10 @@ def technique(
     return decorate
 
 
-def described(name: str, arguments: Keywords) -> str:
+def described(name: str, arguments: Keywords, left_out: Container[str] = ()) -> str:
     """A call as text, as a user would write it; arrays and functions stand as their kind.
+
+    None is written for the arguments in `left_out` alone, to which a user has given it.
 
     Example:
       >>> described("sgd", {"learning_rate": jnp.array(0.1), "clip_norm": 1.0, "noise": None})
@@ -225,7 +228,11 @@ def described(name: str, arguments: Keywords) -> str:
             return "<transformation>"
         return f"<{value.__name__}>" if inspect.isfunction(value) else repr(value)
 
-    given = [f"{key}={written(value)}" for key, value in arguments.items() if value is not None]
+    given = [
+        f"{key}={written(value)}"
+        for key, value in arguments.items()
+        if value is not None or key in left_out
+    ]
     return f"{name}({', '.join(given)})"
 
 

@@ -73,6 +73,19 @@ def as_float(number: ArrayLike) -> jax.Array:
     return jnp.asarray(number).astype(jnp.result_type(float))
 
 
+def derived(function: Callable[..., Any], *given: Hyperparameter) -> Hyperparameter:
+    """function(np or jnp, *values) of hyperparameters at every step. For numbers it is a number.
+
+    Example:
+      >>> derived(lambda xp, a, b: xp.minimum(a, b), 3, 2), derived(lambda xp, a: a / 2, 3)
+      (2.0, 1.5)
+    """
+    if all(is_number(value) for value in given):
+        dtype = jnp.result_type(float)  # as without folding
+        return float(function(np, *(np.asarray(value, dtype) for value in given)))
+    return lambda count: function(jnp, *(float_value_at(value, count) for value in given))
+
+
 def product(first: Hyperparameter, second: Hyperparameter) -> Hyperparameter:
     """The product of two hyperparameters at every step. For two numbers it is a number.
 

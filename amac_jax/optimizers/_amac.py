@@ -1,103 +1,187 @@
-"""AMaC: Adam with the techniques that measurements say are worth it."""
+"""AMaC: a core and the techniques that measurements say are worth it, for the length of a run."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Unpack
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Unpack, cast
 
 import optax
 
-from amac_jax._core.hyperparameters import Hyperparameter, is_number, product, quotient
-from amac_jax._core.ranges import COUNT, DECAY, NON_NEGATIVE, UNIT, check, checked
+from amac_jax._core.boundary import Transformation
+from amac_jax._core.hyperparameters import Hyperparameter, derived, is_number, product
+from amac_jax._core.ranges import COUNT, DECAY, NON_NEGATIVE, POSITIVE, UNIT, Range, check, checked
+from amac_jax._core.types import Keywords, is_function
 from amac_jax.optimizers._compose import compose
-from amac_jax.optimizers._keywords import core_of, takes_techniques, with_defaults
+from amac_jax.optimizers._keywords import core_of, takes_techniques
+from amac_jax.optimizers._muon import scale_by_orthogonal
 from amac_jax.schedules import linear_anneal, warmup_cosine
-from amac_jax.techniques import RANGES, AutoTechniques
+from amac_jax.techniques import RANGES, TECHNIQUES, AutoTechniques
 
-AROUND_THE_CORE: dict[str, Any] = {
-    "centralize": True,
-    "clip_value": 1.0,
-    "dampening": "auto",
-    "sync_period": 5,
-    "slow_step_size": 0.8,
-    "average_start": "auto",
-    "average_period": 5,
+LARGEST_SHARE = 0.05
+"""The largest share of a weight that a step removes with the weight decay "auto"."""
+
+
+WITHOUT_EPOCHS = 0.15
+"""The weight decay "auto" of a run that does not say how often it sees its data."""
+
+
+class Core(NamedTuple):
+    """What AMaC makes of the length of a run for one of its cores; `xp` is NumPy or jax.numpy."""
+
+    rate: Callable[[Any, Any], Any]  # (xp, total_steps) -> the peak of the learning rate
+    build: Callable[..., optax.GradientTransformation]  # (total_steps, b1, b2, eps)
+    techniques: Keywords  # what "auto" stands for; None for a keyword that is not here
+
+
+def adam_rate(xp: Any, total_steps: Any) -> Any:
+    """Adam's learning rate: 0.01 in a run of 1,000 steps, less in a longer one."""
+    return 0.01 * (1000.0 / total_steps) ** (1 / 3)
+
+
+def muon_rate(xp: Any, total_steps: Any) -> Any:
+    """Muon's learning rate: 0.015 in a run of 1,000 steps, less in a longer one."""
+    return 0.015 * (1000.0 / total_steps) ** 0.5
+
+
+def decay_of(xp: Any, epochs: Any) -> Any:
+    """The weight decay: more where the same data come again and again."""
+    return xp.clip(epochs / 30.0, 0.05, 0.8)
+
+
+def _adam(total_steps: Hyperparameter, b1: Hyperparameter, b2: Hyperparameter, eps: Hyperparameter):
+    return core_of(optax.scale_by_adam, b1=b1, b2=b2, eps=eps)
+
+
+def _muon(total_steps: Hyperparameter, b1: Hyperparameter, b2: Hyperparameter, eps: Hyperparameter):
+    def others_multiplier(xp: Any, total_steps: Any) -> Any:
+        return adam_rate(xp, total_steps) / muon_rate(xp, total_steps)
+
+    return scale_by_orthogonal(
+        b1,
+        others=core_of(optax.scale_by_adam, b2=b2, eps=eps),
+        others_multiplier=derived(others_multiplier, total_steps),
+    )
+
+
+CORES: Mapping[str, Core] = {
+    "muon": Core(muon_rate, _muon, {}),
+    "adam": Core(adam_rate, _adam, {"centralize": True, "clip_value": 1.0, "sync_period": 5}),
 }
-"""The techniques that AMaC puts around its core by default, as keywords of `amac`."""
+"""The cores of `amac` by their names, and the techniques that each has by default."""
 
 AUTO_SHARES = {"warmup_steps": 0.1, "average_start": 0.75}
-"""The values of "auto", as shares of the run. Weight decay has `auto_weight_decay`."""
+"""The values of "auto" that are shares of the run, for every core."""
 
-EVERY_TECHNIQUE: dict[str, float] = {
+EVERY_TECHNIQUE: dict[str, Any] = {
+    "core": "adam",
     "end_ratio": 0.0,
     "momentum": 0.9,
     "noise": 0.01,
-    "clip_value": 1.0,
     "weight_decay": 0.1,
     "slow_step_size": 0.5,
 }
 """Keywords of `amac` that switch on every technique of the published optimizer."""
 
-
-@takes_techniques(weight_decay="auto", **AROUND_THE_CORE)
-@checked(
-    learning_rate=NON_NEGATIVE, total_steps=COUNT, end_ratio=UNIT, b1=DECAY, b2=DECAY,
-    eps=NON_NEGATIVE,
+_AUTO: dict[str, Any] = dict.fromkeys(
+    (
+        "centralize", "clip_value", "dampening", "weight_decay", "decay_floor", "sync_period",
+        "slow_step_size", "average_start", "average_period",
+    ),
+    "auto",
 )  # fmt: skip
+
+
+@takes_techniques(**_AUTO)
+@checked(total_steps=COUNT, epochs=POSITIVE, b1=DECAY, b2=DECAY, eps=NON_NEGATIVE)
 def amac(
-    learning_rate: Hyperparameter,
+    learning_rate: Hyperparameter | Literal["auto"],
     total_steps: Hyperparameter,
     *,
+    core: Literal["muon", "adam"] | optax.GradientTransformation = "muon",
+    epochs: Hyperparameter | None = None,
     warmup_steps: Hyperparameter | Literal["auto"] | None = "auto",
-    end_ratio: Hyperparameter = 0.3,
+    end_ratio: Hyperparameter | Literal["auto"] = "auto",
     b1: Hyperparameter = 0.9,
     b2: Hyperparameter = 0.999,
     eps: Hyperparameter = 1e-8,
     **techniques: Unpack[AutoTechniques],
-) -> optax.GradientTransformationExtraArgs:
-    """AMaC: Adam with centralized gradients, weight decay, lookahead and averaged weights.
+) -> Transformation:
+    """AMaC: tell it the number of steps, and every other value follows.
 
-        g <- g - mean over the fan-in of g                              kernels only
-        u <- -eta_t (m_hat / (sqrt(v_hat) + eps) + lambda theta)        decay on kernels only
-        every k steps   phi <- phi + alpha (theta + u - phi),   u <- phi - theta
-        from step `average_start`, every `average_period`   A <- running mean of theta + u
+    `amac("auto", total_steps)` needs nothing else. Where the run passes over its data several
+    times, `amac("auto", total_steps, epochs=...)` is better:
+
+        M <- b1 M + (1 - b1) G;   O = U V^H of b1 M + (1 - b1) G = U S V^H
+        theta <- theta - eta_t (0.2 sqrt(max(fan-in, fan-out)) O + lambda theta)    kernels
+        theta <- theta - eta_t c m_hat / (sqrt(v_hat) + eps)                        all else
+        from step `average_start`, every `average_period`   A <- running mean of theta
 
     The learning rate eta_t is `warmup_cosine(learning_rate, total_steps, warmup_steps, end)`, and
     end is `end_ratio` times the learning rate. The rate stays up, so that the weights of the last
     quarter differ. Their mean stands for the weights that a schedule with end 0 would reach.
     **Evaluate with `averaged_params(opt_state, params)`**: the last weights are usually worse.
 
-    Three more techniques act on d = m_hat / (sqrt(v_hat) + eps). `clip_value` is on by default,
-    `noise` and `momentum` are off:
+    `core="adam"` moves every leaf by Adam. Its gradients are centralized, its steps clipped by
+    value, and lookahead is on. `**amac_jax.optimizers.EVERY_TECHNIQUE`, which has `core="adam"`, is
+    the published idea, every technique of it. `amac_reference` lists what differs from the
+    published program.
 
-        d <- clip(d + sigma_t xi, -c, c)                                `noise`, `clip_value`
-        v <- mu v - (1 - dampening) eta_t d, in the place of -eta_t d   `momentum`
+    What "auto" stands for, with T = `total_steps` and E = `epochs`:
 
-    sigma_t falls in a straight line to 0 at `total_steps`. `amac_jax.optimizers.EVERY_TECHNIQUE`
-    has the keywords that switch every technique on. benchmarks/README.md gives the reason for each
-    default: every one was measured on eleven jobs. The defaults of the techniques are in
-    `AROUND_THE_CORE`, beside `amac`. `amac_reference` lists what differs from the published
-    optimizer.
+        learning_rate    0.015 sqrt(1000 / T) in "muon", 0.01 (1000 / T)^(1/3) in "adam"
+        c                0.01 (1000 / T)^(1/3) / (0.015 sqrt(1000 / T)) in "muon"
+        weight_decay     E / 30, at least 0.05 and at most 0.8; 0.15 without E; at most 0.05 / eta
+        decay_floor      0.7 where the weight decay is "auto": decay alone leaves a kernel, such as
+                         a trained one, with at least this share of the norm that it came with
+        warmup_steps     T / 10
+        end_ratio        0.3
+        average_start    3 T / 4
+        average_period   5
+        centralize       left out in "muon"; True in "adam" and around a core of your own
+        clip_value       left out in "muon"; 1.0 in "adam" and around a core of your own
+        sync_period      left out in "muon"; 5 in "adam" and around a core of your own
+        slow_step_size   0.8
+        dampening        `momentum`
+
+    The `repr` of the transformation shows the values, and its attribute `resolved` has them by
+    name; where an argument is traced or a schedule, they are functions of the count. The learning
+    rate and the weight decay are also among `metrics`. benchmarks/README.md says how the values
+    were found, and what each technique is worth around each core.
 
     Args:
-      learning_rate: the peak of eta_t, as large as for AdamW; >= 0.
+      learning_rate: the peak of eta_t; >= 0. A schedule is followed as it is, without another
+        warm-up or cosine. Either way "muon" moves leaves that are no kernels at c times it.
+        "auto": see above.
+        A step moves a kernel by 0.2 eta in the mean. A rate that suits AdamW in a run of 10,000
+        steps is many times too low in one of 500.
       total_steps: the length of the run, in steps, whole, > warmup_steps; may be traced.
-      warmup_steps: in steps. "auto" is a tenth of the run. Off: None or 0.
+      core: "muon", which is `scale_by_orthogonal`, "adam", or a transformation of your own, which
+        needs a learning rate. "muon" keeps 4 bytes for a weight of a kernel where "adam" keeps 8,
+        and does 16 to 24 operations a weight times the smaller side of the kernel. A gradient does
+        6 a weight times the batch: for a side of 1,024 and 500,000 tokens that is a hundredth, for
+        128 and 64 examples most of the run. "adam" does a few dozen operations a weight. To spare a
+        head from Muon: `core=scale_by_orthogonal(0.9, exclude=("head",))` with `centralize=None,
+        clip_value=None, sync_period=None`.
+      epochs: how often the run passes over its data, > 0; steps times batch size over the number
+        of examples. Without it, a run that repeats its data more than about ten times learns
+        more of their noise than it should.
+      warmup_steps: in steps. Off: None or 0.
       end_ratio: the learning rate from `total_steps` on, as a share of the peak, in [0, 1]. Off: 1,
         a constant rate. At 0 averaging changes little.
-      b1, b2, eps: as in `adam`.
+      b1: decay of the momentum of kernels in "muon", and of Adam's first moment; in [0, 1).
+      b2, eps: as in `adam`, for all leaves that Adam moves.
       momentum: mu; see `heavy_ball`. Off: None or 0.
-      dampening: "auto" is mu: the learning rate then has the same meaning as without momentum. At
-        0 its effect is 1 / (1 - mu) times as large.
+      dampening: with mu, the learning rate has the same meaning as without momentum. At 0 its
+        effect is 1 / (1 - mu) times as large.
       centralize: the strength; see `centralize`. Off: None or 0.
-      noise: sigma at the start, in units of the learning rate; see `inject_noise`. Off: None or 0.
+      noise: sigma at the start, in units of the learning rate; it falls in a straight line to 0 at
+        `total_steps`; see `inject_noise`. Off: None or 0.
       clip_value: c; see `clip_by_value`. Off: None or inf.
-      weight_decay: lambda; see `decay_weights`. A schedule is followed as it is. "auto" is
-        3 / (learning_rate total_steps): the decay of a whole run is then the same for every length
-        and rate. With the default schedule this decay alone takes a weight to exp(-1.9) of itself.
-        Off: None or 0.
+      weight_decay: lambda; see `decay_weights`. A schedule is followed as it is. Off: None or 0.
       sync_period, slow_step_size: k and alpha; see `lookahead`. Off: k = None or alpha = 1.
-      average_start: in steps, up to `total_steps`; see `average_weights`. "auto" is three quarters
-        of the run. Off: None, with no buffer for an average, or inf.
+      average_start: in steps, up to `total_steps`; see `average_weights`. Off: None, with no
+        buffer for an average, or inf.
       average_period: in steps.
       key: an integer seed or a JAX key, for noise and for rounding.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
@@ -105,56 +189,86 @@ def amac(
         skip_nonfinite, record_metrics.
 
     Returns:
-      A transformation, as `compose` returns it. The core is `optax.scale_by_adam`.
+      A transformation, as `compose` returns it.
 
     Raises:
       ValueError: for an argument outside its range, for total_steps <= warmup_steps, or for
-        average_start > total_steps; from `init`, for complex parameters with `noise` or
-        `clip_value`.
+        average_start > total_steps; for an unknown core; for `warmup_steps` or `end_ratio` beside
+        a schedule; with a core of your own, for the learning rate "auto" and for b1, b2 and eps;
+        from `init`, for complex parameters with `noise` or `clip_value`.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> tx = amac(5e-3, total_steps=1000, sync_period=None)  # everything but lookahead
+      >>> tx = amac("auto", total_steps=1000, epochs=6)
       >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
       >>> state = tx.init(params)
       >>> updates, state = tx.update(params, state, params)
 
     Reference:
+      Jordan et al., Muon, 2024, https://kellerjordan.github.io/posts/muon/. For rates that fall
+      with the length of a run: Bjorck et al., Scaling Optimal LR Across Token Horizons, 2024,
+      https://arxiv.org/abs/2409.19913.
       Johnson, AMaC: Adaptive Momentum and Cosine Annealing, 2024,
-      https://github.com/godsonj64/AMaC-Optimizer. For the product of rate, decay and steps as the
-      quantity that matters: Wang and Aitchison, How to Set AdamW's Weight Decay as You Scale Model
-      and Dataset Size, 2024, https://arxiv.org/abs/2405.13698.
+      https://github.com/godsonj64/AMaC-Optimizer.
     """
-    warmup = _auto("warmup_steps", warmup_steps, product(total_steps, AUTO_SHARES["warmup_steps"]))
-    rate = warmup_cosine(
-        learning_rate,
-        total_steps,
-        0 if warmup is None else warmup,
-        product(learning_rate, end_ratio),
-    )
-    decay = auto_weight_decay(learning_rate, total_steps)
-    around = amac_techniques(total_steps, **techniques)
-    around["weight_decay"] = _auto("weight_decay", around.get("weight_decay"), decay)
-    return compose(core_of(optax.scale_by_adam, b1=b1, b2=b2, eps=eps), rate, **around)
+    if isinstance(core, str):
+        row = _named(core)
+        usual_rate: Any = derived(row.rate, total_steps)
+        transformation = row.build(total_steps, b1, b2, eps)
+    else:
+        _check_own_core(core, learning_rate, b1=b1, b2=b2, eps=eps)
+        usual_rate, transformation = learning_rate, core
+    peak = _auto("learning_rate", learning_rate, usual_rate, NON_NEGATIVE)
+    settings: dict[str, Any] = {**_AUTO, **techniques}
+    around = amac_techniques(total_steps, core, **settings)
+    decay = auto_weight_decay(peak, epochs)
+    around["weight_decay"] = _auto("weight_decay", around["weight_decay"], decay)
+    if is_function(learning_rate):
+        _check_no_shape(warmup_steps=warmup_steps, end_ratio=end_ratio)
+        warmup, end = None, None
+        rate = peak
+    else:
+        usual_warmup = product(total_steps, AUTO_SHARES["warmup_steps"])
+        warmup = _auto("warmup_steps", warmup_steps, usual_warmup)
+        end = _auto("end_ratio", end_ratio, 0.3, UNIT)
+        rate = warmup_cosine(peak, total_steps, 0 if warmup is None else warmup, product(peak, end))
+    tx = cast(Transformation, compose(transformation, rate, **around))
+    tx.resolved = {
+        "learning_rate": peak, "warmup_steps": warmup, "end_ratio": end,
+        **{name: around.get(name) for name in _AUTO},
+    }  # fmt: skip
+    return tx
 
 
-def auto_weight_decay(learning_rate: Hyperparameter, total_steps: Hyperparameter) -> Hyperparameter:
-    """The lambda of AMaC, 3 / (eta T); 0 where eta T is 0.
+def auto_weight_decay(
+    learning_rate: Hyperparameter, epochs: Hyperparameter | None
+) -> Hyperparameter:
+    """The lambda of AMaC: `epochs` / 30 in [0.05, 0.8], and never more than 0.05 / eta.
 
     Example:
-      >>> round(auto_weight_decay(0.01, 1000), 3)
-      0.3
+      >>> [round(auto_weight_decay(0.01, epochs), 3) for epochs in (1, 15, 60, None)]
+      [0.05, 0.5, 0.8, 0.15]
+      >>> round(auto_weight_decay(1.0, 15), 3)
+      0.05
     """
-    return quotient(3.0, product(learning_rate, total_steps))
+    usual = WITHOUT_EPOCHS if epochs is None else derived(decay_of, epochs)
+
+    def limited(xp: Any, decay: Any, rate: Any) -> Any:
+        return xp.minimum(decay, LARGEST_SHARE / xp.maximum(rate, 1e-30))
+
+    return derived(limited, usual, learning_rate)
 
 
 def amac_techniques(
-    total_steps: Hyperparameter, **techniques: Unpack[AutoTechniques]
+    total_steps: Hyperparameter,
+    core: str | optax.GradientTransformation = "adam",
+    **techniques: Unpack[AutoTechniques],
 ) -> dict[str, Any]:
-    """The techniques that AMaC puts around its core, as keywords of `compose`.
+    """The techniques that AMaC puts around a core, as keywords of `compose`.
 
     Args:
       total_steps: the length of the run, in steps.
+      core: as in `amac`. Techniques around a core of your own are those of "adam".
       **techniques: keywords of `amac`, which explains them. A weight decay passes as it is: "auto"
         needs the learning rate, which only `amac` knows.
 
@@ -162,23 +276,73 @@ def amac_techniques(
       >>> from amac_jax import compose
       >>> tx = compose(optax.scale_by_lion(), 1e-4, **amac_techniques(1000))
     """
-    around = with_defaults(AROUND_THE_CORE, techniques)
+    automatic = {
+        **(_named(core) if isinstance(core, str) else CORES["adam"]).techniques,
+        "dampening": techniques.get("momentum"),
+        "decay_floor": 0.7 if techniques.get("weight_decay") == "auto" else None,
+        "slow_step_size": 0.8,
+        "average_start": product(total_steps, AUTO_SHARES["average_start"]),
+        "average_period": 5,
+    }
+    around: dict[str, Any] = {name: "auto" for name in _AUTO if name != "weight_decay"}
+    around |= techniques
+    for name in automatic.keys() | (_AUTO.keys() - {"weight_decay"}):
+        around[name] = _auto(name, around[name], automatic.get(name))
+    for row in TECHNIQUES:
+        for name in row.companions():
+            if name in around and techniques.get(name, "auto") == "auto" and not row.is_in(around):
+                del around[name]
     if around.get("noise") is not None:
         check("noise", around["noise"], RANGES["noise"])
         around["noise"] = linear_anneal(around["noise"], total_steps)
-    around["dampening"] = _auto("dampening", around.get("dampening"), around.get("momentum"))
-    auto_start = product(total_steps, AUTO_SHARES["average_start"])
-    start = _auto("average_start", around["average_start"], auto_start)
+    start = around.get("average_start")
     if is_number(start) and is_number(total_steps) and total_steps < start < float("inf"):
         raise ValueError(
             f"average_start must be at most total_steps, {total_steps!r}, or inf, got {start!r}"
         )
-    return {**around, "average_start": start}
+    return around
 
 
-def _auto(name: str, value: Any, derived: Hyperparameter | None) -> Any:
-    if isinstance(value, str) and value != "auto":
+def _named(core: str) -> Core:
+    if core not in CORES:
+        raise ValueError(_cores(core))
+    return CORES[core]
+
+
+def _cores(given: object) -> str:
+    return f"core must be {', '.join(map(repr, CORES))} or a transformation, got {given!r}"
+
+
+def _auto(name: str, value: Any, derived: Any, allowed: Range | None = None) -> Any:
+    """The value, or the derived one for "auto"."""
+    if isinstance(value, str):
+        if value != "auto":
+            expected = allowed or RANGES.get(name, NON_NEGATIVE)
+            raise ValueError(f"{name} must be 'auto' or {expected}, got {value!r}")
+        return derived
+    if allowed is not None:
+        check(name, value, allowed)
+    return value
+
+
+def _check_own_core(core: Any, learning_rate: Any, **arguments: Any) -> None:
+    """Refuses what "auto" cannot know, and what would do nothing, with a core of the user's own."""
+    if not hasattr(core, "update"):
+        raise ValueError(_cores(core))
+    if isinstance(learning_rate, str):
         raise ValueError(
-            f"{name} must be 'auto' or {RANGES.get(name, NON_NEGATIVE)}, got {value!r}"
+            f"learning_rate must be a number or a schedule with a core of your own, "
+            f"got {learning_rate!r}"
         )
-    return derived if isinstance(value, str) else value
+    for name, value in arguments.items():
+        if not is_number(value) or value != inspect.signature(amac).parameters[name].default:
+            raise ValueError(f"{name} must be given to a core of your own itself, got {value!r}")
+
+
+def _check_no_shape(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None and not (isinstance(value, str) and value == "auto"):
+            raise ValueError(
+                f"{name} must be 'auto' with a schedule for the learning rate, which is followed "
+                f"as it is, got {value!r}"
+            )

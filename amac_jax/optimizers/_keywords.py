@@ -84,7 +84,9 @@ def takes_techniques(**defaults: Any) -> Callable[[Factory], Factory]:
                 arguments.apply_defaults()
                 written = dict(arguments.arguments)
                 techniques = written.pop("techniques", {})
-                tx.description = described(factory.__name__, written | techniques)
+                written |= {**techniques, **{n: _short(v) for n, v in tx.resolved.items()}}
+                left_out = {name for name, value in given.items() if value is None}
+                tx.description = described(factory.__name__, written, left_out)
             return tx
 
         build.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
@@ -94,6 +96,11 @@ def takes_techniques(**defaults: Any) -> Callable[[Factory], Factory]:
         return build  # pyright: ignore[reportReturnType]
 
     return decorate
+
+
+def _short(value: Any) -> Any:
+    """A number that nobody has written, in six digits."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def with_defaults(defaults: Keywords, given: Keywords) -> dict[str, Any]:

@@ -11,20 +11,19 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypedDict
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from amac_jax._core.boundary import Stage, Step, stage_of
+from amac_jax._core.boundary import Stage, stage_of
 from amac_jax._core.chain import descend, moment_norms, scale_of
+from amac_jax._core.cores import core_stage
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.random import Sampler
 from amac_jax._core.random.keys import Key, sub_key
 from amac_jax._core.ranges import Range, ranges_of
 from amac_jax._core.storage import storage, stored
-from amac_jax._core.types import Keywords, Tree
+from amac_jax._core.types import Keywords
 from amac_jax.kernels import FanInRule
 from amac_jax.techniques._averaging import average_weights
 from amac_jax.techniques._centralization import centralize
@@ -89,44 +88,8 @@ class Technique(NamedTuple):
 
 
 def _core(core: optax.GradientTransformation) -> Stage:
-    stage = stage_of(core, "core")
-    if stage.is_optimizer:
-        raise ValueError(f"{_NOT_A_CORE}: {core!r}")
-    if stage.metrics is None:
-        stage = stage._replace(metrics=moment_norms)
-    return stage if stage.is_optimizer is False else stage._replace(init=_tried(stage))
-
-
-_NOT_A_CORE = (
-    "core must be a scale_by_* transformation, whose updates point along the gradient, "
-    "got an optimizer, whose updates point against it; pass its core, such as scale_by_adam()"
-)
-
-
-def _tried(stage: Stage) -> Callable[[Tree], Tree]:
-    """`init`, which first tries a foreign core for three steps on four numbers.
-
-    An optimizer in the place of a core is refused: its updates already descend, and `compose`
-    would turn them uphill. A core that cannot be tried passes. It asks for extra args or for a
-    tree of its own, or its hyperparameters are traced.
-    """
-    params = {"w": np.ones((2, 2), np.float32)}
-    gradients = {"w": np.array([[1e3, 1e3], [1e3, -1e3]], np.float32)}
-
-    def init(real_params: Tree) -> Tree:
-        try:
-            with jax.ensure_compile_time_eval():
-                state, along = stage.init(params), 0.0
-                for count in range(3):  # the first rate of a schedule may be 0
-                    updates, state = stage.update(gradients, state, params, Step(jnp.array(count)))
-                    along += float(jnp.vdot(updates["w"], gradients["w"]))
-        except Exception:  # the core cannot be tried; a true defect comes up again in use
-            along = 0.0
-        if along < 0:
-            raise ValueError(_NOT_A_CORE)
-        return stage.init(real_params)
-
-    return init
+    stage = core_stage(core)
+    return stage if stage.metrics is not None else stage._replace(metrics=moment_norms)
 
 
 def _plateau(plateau: optax.GradientTransformation) -> Stage:
@@ -202,8 +165,6 @@ RANGES = {keyword: allowed for row in TECHNIQUES for keyword, allowed in row.ran
 class _Shared(TypedDict, total=False):
     clip_norm: Hyperparameter | None
     """Limit on the global norm of the gradients: `clip_by_global_norm`. Off: inf."""
-    centralize: Hyperparameter | None
-    """Share of its mean over the fan-in that a gradient loses: `centralize`. True is 1. Off: 0."""
     fan_in_axes: FanInRule | None
     """The rule that says which leaves are kernels. None: `amac_jax.fan_in_axes`."""
     noise: Hyperparameter | None
@@ -214,28 +175,18 @@ class _Shared(TypedDict, total=False):
     """"fast", "gaussian", "threefry" or a function (key, count, like) -> noise."""
     relative_noise: bool
     """Whether `noise` is in units of the root mean square of each leaf."""
-    clip_value: Hyperparameter | None
-    """Limit on each element of the core's output: `clip_by_value`. Off: inf."""
     momentum: Hyperparameter | None
     """Decay of the heavy-ball momentum of updates: `heavy_ball`. Off: 0, with `dampening` 0."""
     cautious_decay: Hyperparameter | None
     """Share of its decay that a weight is spared where its update does not shrink it. Off: 0."""
-    decay_floor: Hyperparameter | None
-    """Share of its first norm below which decay never takes a leaf. Off: None or 0."""
     decay_mask: Mask | None
     """The leaves that decay. None: kernels; True: every leaf."""
     layer_multipliers: Multipliers | None
     """Factors of whole updates, by path: `scale_by_layer`. Off: 1."""
     plateau: optax.GradientTransformation | None
     """A scaling of whole updates: `reduce_on_plateau()`. `update` then needs `value=loss`."""
-    sync_period: Hyperparameter | None
-    """Steps between synchronizations with slow weights: `lookahead`."""
-    slow_step_size: Hyperparameter
-    """Share of the way to the fast weights that the slow weights go. Off: 1, without momentum."""
     slow_momentum: Hyperparameter | None
     """Decay of Nesterov's momentum on the steps of the slow weights. Off: None or 0."""
-    average_period: Hyperparameter
-    """Steps from one averaged weight to the next."""
     average_decay: Hyperparameter | None
     """Decay of a moving average of the weights. Off: None or 1, the plain mean."""
     state_dtype: DTypeLike | None
@@ -249,10 +200,22 @@ class _Shared(TypedDict, total=False):
 class UndampedTechniques(_Shared, total=False):
     """The `Techniques` of an optimizer that has a `dampening` of its own."""
 
+    centralize: Hyperparameter | None
+    """Share of its mean over the fan-in that a gradient loses: `centralize`. True is 1. Off: 0."""
+    clip_value: Hyperparameter | None
+    """Limit on each element of the core's output: `clip_by_value`. Off: inf."""
     weight_decay: Hyperparameter | None
     """lambda: a step removes the share eta_t lambda_t of a weight: `decay_weights`. Off: 0."""
+    decay_floor: Hyperparameter | None
+    """Share of its first norm below which decay never takes a leaf. Off: None or 0."""
+    sync_period: Hyperparameter | None
+    """Steps between synchronizations with slow weights: `lookahead`."""
+    slow_step_size: Hyperparameter
+    """Share of the way to the fast weights that the slow weights go. Off: 1, without momentum."""
     average_start: Hyperparameter | None
     """The first step whose weights are averaged: `average_weights`. Off: inf."""
+    average_period: Hyperparameter
+    """Steps from one averaged weight to the next."""
 
 
 class Techniques(UndampedTechniques, total=False):
@@ -263,11 +226,23 @@ class Techniques(UndampedTechniques, total=False):
 
 
 class AutoTechniques(_Shared, total=False):
-    """The keywords of `amac`: "auto" derives a value from the length of the run."""
+    """The keywords of `amac`, which says what each "auto" stands for."""
 
+    centralize: Hyperparameter | Literal["auto"] | None
+    """Share of its mean over the fan-in that a gradient loses: `centralize`. Off: 0."""
+    clip_value: Hyperparameter | Literal["auto"] | None
+    """Limit on each element of the core's output: `clip_by_value`. Off: inf."""
     dampening: Hyperparameter | Literal["auto"]
     """Share of an update that momentum leaves out. "auto": the momentum."""
     weight_decay: Hyperparameter | Literal["auto"] | None
-    """lambda, of `decay_weights`. "auto": 3 / (learning_rate total_steps). Off: 0."""
+    """lambda, of `decay_weights`. Off: 0."""
+    decay_floor: Hyperparameter | Literal["auto"] | None
+    """Share of its first norm below which decay never takes a leaf. Off: None or 0."""
+    sync_period: Hyperparameter | Literal["auto"] | None
+    """Steps between synchronizations with slow weights: `lookahead`."""
+    slow_step_size: Hyperparameter | Literal["auto"]
+    """Share of the way to the fast weights that the slow weights go. Off: 1, without momentum."""
     average_start: Hyperparameter | Literal["auto"] | None
     """The first step whose weights are averaged. "auto": three quarters of the run."""
+    average_period: Hyperparameter | Literal["auto"]
+    """Steps from one averaged weight to the next."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,43 +11,46 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from amac_jax._core.hyperparameters import Hyperparameter, value_at
+from amac_jax._core.hyperparameters import is_number
 from amac_jax._core.objective import check_objective
 from amac_jax._core.random.keys import Key, as_key_data, typed_key
 from amac_jax._core.ranges import POSITIVE, check
-from amac_jax._core.types import Tree, is_function
-from amac_jax.optimizers import AUTO_SHARES, amac, auto_weight_decay
+from amac_jax._core.types import Keywords, Tree, is_function
+from amac_jax.optimizers import amac
 from amac_jax.state import averaged_params
 from amac_jax.techniques import TECHNIQUES as ROWS
 from amac_jax.tools._batches import batch_at, number_of_batches, random_order
 
 
 class Switch(NamedTuple):
-    """A technique as a keyword of `amac` with two values."""
+    """A technique as keywords of `amac`, and their values with and without it."""
 
-    keyword: str
-    on: float | str  # used only where AMaC has the technique off; else AMaC's own value is used
-    off: float
+    on: Mapping[str, float | str]  # used only where AMaC has it off; "auto": a value of AMaC's
+    off: Mapping[str, float]
 
 
-TECHNIQUES = {  # named by the keyword that puts the technique into `amac`
+TECHNIQUES = {
     **{
-        row.keyword: Switch(keyword, row.trial or amac.defaults[keyword], off)  # pyright: ignore
+        row.keyword: Switch({next(iter(row.off)): row.trial or "auto"}, row.off)
         for row in ROWS
-        for keyword, off in [*row.off.items()][:1]
-        if row.trial or keyword in amac.defaults  # pyright: ignore[reportFunctionMemberAccess]
+        if row.off and (row.trial or row.keyword in amac.defaults)  # pyright: ignore[reportFunctionMemberAccess]
     },
-    "warmup_steps": Switch("warmup_steps", "auto", 0.0),
-    "end_ratio": Switch("end_ratio", 0.3, 1.0),
+    # Each of these two brings with it what it changes.
+    "cautious_decay": Switch(
+        {"cautious_decay": 1.0, "weight_decay": "auto"}, {"cautious_decay": 0.0}
+    ),
+    "slow_momentum": Switch({"slow_momentum": 0.5, "slow_step_size": 0.7}, {"slow_momentum": 0.0}),
+    "warmup_steps": Switch({"warmup_steps": "auto"}, {"warmup_steps": 0.0}),
+    "end_ratio": Switch({"end_ratio": "auto"}, {"end_ratio": 1.0}),
 }
-KEYWORDS = tuple(switch.keyword for switch in TECHNIQUES.values())
+OFF = {name: value for switch in TECHNIQUES.values() for name, value in switch.off.items()}
 
 
 class Effect(NamedTuple):
     """The effect of a technique in units of the score, positive where the technique helps."""
 
     technique: str
-    around: str  # "amac": all else as in AMaC; "adam": the technique alone on top of Adam
+    around: str  # "amac": all else as in AMaC; "muon", "adam", "core": it alone on top of the core
     mean: float  # the mean effect over the seeds
     half_width: float  # half the width of Student's 95 % confidence interval, paired by seed
     p: float  # two-sided paired t-test, not corrected for the number of techniques
@@ -57,17 +59,18 @@ class Effect(NamedTuple):
 class Ablation(NamedTuple):
     """The scores of every variant, and the effects computed from them."""
 
-    scores: dict[str, np.ndarray]  # "amac", "amac without noise", "adam with noise"...: (seeds,)
+    scores: dict[str, np.ndarray]  # "amac", "amac with noise", "muon with noise"...: (seeds,)
     effects: list[Effect]  # two for every technique
     failed: dict[str, int]  # the number of runs without a finite score, for variants with any
 
     def __str__(self) -> str:
-        means = [f"{name} {np.mean(self.scores[name]):.4g}" for name in ("adam", "amac")]
-        rows = [["technique", "added to adam", "p", "in amac", "p"]]
+        plain = plain_of(self.scores)
+        means = [f"{name} {np.mean(self.scores[name]):.4g}" for name in (plain, "amac")]
+        rows = [["technique", f"added to {plain}", "p", "in amac", "p"]]
         named = {(effect.technique, effect.around): effect for effect in self.effects}
         for technique in dict.fromkeys(effect.technique for effect in self.effects):
             cells = [technique]
-            for around in ("adam", "amac"):
+            for around in (plain, "amac"):
                 effect = named[technique, around]
                 cells += [f"{effect.mean:+.4g} ± {effect.half_width:.2g}", f"{effect.p:.2g}"]
             rows.append(cells)
@@ -84,7 +87,9 @@ def ablate(
     params: Tree,
     batches: Tree,
     *,
-    learning_rate: float = 5e-3,
+    learning_rate: float | Literal["auto"] = "auto",
+    core: Literal["muon", "adam"] | optax.GradientTransformation = "muon",
+    epochs: float | None = None,
     steps: int | None = None,
     score_fn: Callable[[Tree], ArrayLike] | None = None,
     higher_is_better: bool = False,
@@ -97,13 +102,18 @@ def ablate(
     """The effect of each technique of AMaC on a loss function and its data.
 
         effect around AMaC = score of AMaC with it - score of AMaC without it
-        effect around Adam = score of Adam with it - score of Adam
+        effect around the core = score of the core with it - score of the core
 
     Every technique is switched by its off value, so that all variants and seeds are one vmapped
     program of 2 (1 + number of techniques) x `seeds` runs. With the same seed, all variants begin
     with the same weights and see the same batches, so that differences are paired.
-    "adam" is Adam at a constant rate with nothing around it. A technique that AMaC has off by
-    default is switched on at the value of `TECHNIQUES`, or of `settings`.
+
+    The core alone, "muon" or "adam" among the scores and "core" for one of your own, runs at the
+    constant rate `learning_rate` with nothing around it. A technique has AMaC's values around this
+    core. Where AMaC has it off there, it is tried at 1 (`clip_norm`, `centralize`, `clip_value`),
+    0.5 (`momentum`), 0.1 (`noise`, `weight_decay`), and all else at AMaC's value around Adam.
+    `cautious_decay` brings AMaC's weight decay with it, and `slow_momentum`, which is tried at 0.5,
+    brings lookahead with a `slow_step_size` of 0.7.
 
     Args:
       loss_fn: a function of parameters and a batch that returns a scalar.
@@ -111,19 +121,24 @@ def ablate(
         seed begins with its own weights.
       batches: a tree of arrays whose first axis counts the batches, or a function that makes a
         batch from a JAX key. Each pass through the arrays takes the batches in a random order.
-      learning_rate: the peak rate of AMaC and the constant rate of Adam, > 0.
+      learning_rate: the peak rate of AMaC and the constant rate of the core alone, > 0. "auto" is
+        the rate of `amac`.
+      core: as in `amac`: "muon", "adam", or a transformation of your own, which needs a learning
+        rate.
+      epochs: how often a run passes over its data, as in `amac`, > 0.
       steps: the number of steps of each run, >= 1; None is one pass through `batches`.
       score_fn: a function of the weights to evaluate, which are averaged where the variant
         averages. The best choice is the loss on data not trained on. None is the mean of
         `loss_fn` over `batches`, which are the training data.
       higher_is_better: whether a higher score is better.
       seeds: the number of seeds, >= 2.
-      techniques: names in `TECHNIQUES`. AMaC's value stays for the techniques not named.
+      techniques: names in `TECHNIQUES`. AMaC's value stays for the techniques not named. What is
+        neither named nor in AMaC has no state.
       width: the number of runs at a time; None is all runs, which must fit in memory together
         with their states.
       key: an integer seed or a JAX key, from which the keys of all seeds are made.
       **settings: keywords of `amac` for every variant. For a technique's keyword, such as
-        `weight_decay=0.3`, the value is used where the technique is on.
+        `weight_decay=0.3`, a number, the value is used where the technique is on.
 
     Returns:
       An `Ablation`: `print` shows it as a table, and `amac_jax.tools.plotting.plot_ablation` draws
@@ -131,8 +146,8 @@ def ablate(
 
     Raises:
       ValueError: for an argument outside its range, an unknown technique, batches without a
-        common first axis, or a loss that is not a scalar, and where not a single run has a finite
-        score.
+        common first axis, or a loss that is not a scalar; where `amac` raises one; and where not a
+        single run has a finite score.
 
     Example:
       >>> x = jax.random.normal(jax.random.key(0), (10, 8, 3))
@@ -140,7 +155,7 @@ def ablate(
       ...     return jnp.mean((x @ (w - 1.0)) ** 2)
       >>> found = ablate(loss, jnp.zeros(3), x, steps=20, seeds=2, techniques=("sync_period",))
       >>> sorted(found.scores)
-      ['adam', 'adam with sync_period', 'amac', 'amac without sync_period']
+      ['amac', 'amac with sync_period', 'muon', 'muon with sync_period']
     """
     if isinstance(techniques, str):
         raise ValueError(f"techniques must be a tuple of names, got {techniques!r}")
@@ -151,7 +166,10 @@ def ablate(
     for name, value, least in (("seeds", seeds, 2), ("width", width, 1), ("steps", steps, 1)):
         if value is not None and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{name} must be a whole number in [{least}, inf), got {value!r}")
-    check("learning_rate", learning_rate, POSITIVE)
+    if learning_rate != "auto":
+        if not is_number(learning_rate):
+            raise ValueError(f"learning_rate must be 'auto' or a number, got {learning_rate!r}")
+        check("learning_rate", learning_rate, POSITIVE)
     make_batch = batches if is_function(batches) else None
     if steps is None:
         if make_batch:
@@ -160,26 +178,38 @@ def ablate(
     if score_fn is None and make_batch:
         raise ValueError("score_fn must be given where batches is a function, got None")
     key = typed_key(as_key_data(key), like=key)
+    found = _resolved(learning_rate, steps, core=core, epochs=epochs, **settings)
+    peak = found["learning_rate"]
+    around_adam = _resolved(peak, steps, core="adam", epochs=epochs)
+    plain = core if isinstance(core, str) else "core"
+    variants = _variants(plain, techniques, {**settings, **found}, around_adam)
+    switched = variants["amac"].keys()
+    sync_period = found["sync_period"] or around_adam["sync_period"]
+    constants = {
+        **{name: value for name, value in settings.items() if name not in switched},
+        "core": core,
+        "decay_floor": found["decay_floor"],
+        "sync_period": sync_period if "slow_step_size" in switched else None,
+    }
     job = _Job(
         loss_fn=loss_fn,
         make=params if is_function(params) else lambda key: params,
         batch=make_batch,
         score=score_fn,
         steps=int(steps),
-        learning_rate=learning_rate,
-        settings=tuple((name, value) for name, value in settings.items() if name not in KEYWORDS),
+        learning_rate=peak,
+        settings=constants,
     )
     data = None if make_batch else jax.tree.map(jnp.asarray, batches)
     start = jax.eval_shape(job.make, key)
     batch = jax.eval_shape(lambda: job.batch(key) if job.batch else batch_at(data, 0))
     check_objective(lambda pair: loss_fn(*pair), (start, batch), "ablate", name="loss_fn")
 
-    variants = _variants(techniques, learning_rate, settings, job.steps)
     keys = jax.random.split(key, int(seeds))
     every_key = jnp.tile(keys, len(variants))
     values = {
         name: jnp.repeat(jnp.asarray([row[name] for row in variants.values()]), len(keys))
-        for name in KEYWORDS
+        for name in switched
     }
     scores = _scores(job, width or len(every_key), data, values, every_key)
     return _ablation(
@@ -197,7 +227,7 @@ class _Job(NamedTuple):
     score: Callable[[Tree], ArrayLike] | None
     steps: int
     learning_rate: float
-    settings: tuple[tuple[str, Any], ...]
+    settings: Keywords  # of `amac`, the same for every variant
 
 
 def _scores(job: _Job, width: int, data: Tree, values: dict[str, jax.Array], keys: jax.Array):
@@ -206,8 +236,7 @@ def _scores(job: _Job, width: int, data: Tree, values: dict[str, jax.Array], key
     def run(data, values, key):
         make_key, noise_key, data_key = jax.random.split(key, 3)
         params = job.make(make_key)
-        settings = _all_off({**dict(job.settings), **values, "key": noise_key})
-        tx = amac(job.learning_rate, job.steps, **settings)
+        tx = amac(job.learning_rate, job.steps, **{**job.settings, **values, "key": noise_key})
         if job.batch is None:
             order = random_order(data_key, number_of_batches(data), job.steps)
         else:
@@ -237,45 +266,47 @@ def _scores(job: _Job, width: int, data: Tree, values: dict[str, jax.Array], key
     return run_all(data, values, keys)
 
 
-def _all_off(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, where a technique that is off is off with all of its keywords.
+def _resolved(learning_rate: float | Literal["auto"], steps: int, **settings: Any) -> Keywords:
+    """What `amac` makes of these arguments; None for what it leaves out."""
+    tx = amac(learning_rate, int(steps), **settings)
+    return tx.resolved
 
-    Lookahead with a `slow_step_size` of 1 is off only if its `slow_momentum` is off too.
+
+def _variants(
+    plain: str, techniques: tuple[str, ...], found: Keywords, around_adam: Keywords
+) -> dict[str, dict[str, float]]:
+    """The value of every switched keyword, for each variant by name.
+
+    Args:
+      plain: the name of the core alone.
+      techniques: names in `TECHNIQUES`.
+      found: the keywords of AMaC around this core.
+      around_adam: those around Adam, where AMaC has more techniques on.
     """
-    for row in ROWS:
-        for (first, off), (name, also) in zip(
-            row.off.items(), [*row.off.items()][1:], strict=False
-        ):
-            given, is_off = settings.get(name), settings[first] == off
-            if given is not None and not isinstance(given, str):
-                settings[name] = _where(is_off, also, given)
-    return settings
+    own = {name: _number(name, found[name]) for name in OFF if found.get(name) is not None}
+    auto = {**around_adam, **{name: value for name, value in own.items() if value != OFF[name]}}
+    keywords = own.keys() | {name for chosen in techniques for name in TECHNIQUES[chosen].on}
+    off = {name: value for name, value in OFF.items() if name in keywords}
+    as_amac = {**off, **own}
+    variants = {"amac": as_amac, plain: off}
+    for technique in techniques:
+        switch = TECHNIQUES[technique]
+        without = {name: value for name, value in switch.off.items() if name in keywords}
+        was_on = any(as_amac[name] != value for name, value in without.items())
+        if was_on:
+            on = {name: as_amac[name] for name in {**switch.on, **without}}
+            variants[f"amac without {technique}"] = {**as_amac, **without}
+        else:
+            on = {k: float(auto[k] if v == "auto" else v) for k, v in switch.on.items()}
+            variants[f"amac with {technique}"] = {**as_amac, **on}
+        variants[f"{plain} with {technique}"] = {**off, **on}
+    return variants
 
 
-def _where(condition: jax.Array, value: float, other: Hyperparameter) -> Hyperparameter:
-    return lambda count: jnp.where(condition, value, value_at(other, count))
-
-
-def _variants(techniques, learning_rate, settings, steps: int) -> dict[str, dict[str, float]]:
-    """The value of every switch, for each variant by name."""
-    auto = {name: share * steps for name, share in AUTO_SHARES.items()}
-    auto["weight_decay"] = float(value_at(auto_weight_decay(learning_rate, steps), 0))
-    off = {switch.keyword: switch.off for switch in TECHNIQUES.values()}
-    on, as_amac = {}, {}
-    for keyword, value, without in TECHNIQUES.values():
-        default = auto.get(keyword, inspect.signature(amac).parameters[keyword].default)
-        chosen = settings.get(keyword, default)
-        as_amac[keyword] = without if chosen is None else chosen
-        on[keyword] = value if as_amac[keyword] == without else as_amac[keyword]
-        on[keyword] = auto[keyword] if on[keyword] == "auto" else on[keyword]
-    variants = {"amac": as_amac, "adam": off}
-    for name in techniques:
-        keyword = TECHNIQUES[name].keyword
-        was_on = as_amac[keyword] != off[keyword]
-        other = off[keyword] if was_on else on[keyword]
-        variants[f"amac {'without' if was_on else 'with'} {name}"] = {**as_amac, keyword: other}
-        variants[f"adam with {name}"] = {**off, keyword: on[keyword]}
-    return {name: {k: float(v) for k, v in row.items()} for name, row in variants.items()}
+def _number(name: str, value: Any) -> float:
+    if not is_number(value) and not isinstance(value, bool):
+        raise ValueError(f"{name} must be a number, which can be switched, got {value!r}")
+    return float(value)
 
 
 def _ablation(scores: dict[str, np.ndarray], higher_is_better: bool) -> Ablation:
@@ -297,21 +328,32 @@ def effects_of(scores: Mapping[str, np.ndarray], *, higher_is_better: bool) -> l
 
     Example:
       >>> scores = {"amac": [3.0, 4.0], "amac without noise": [1.0, 3.0]}
-      >>> scores |= {"adam": [1.0, 1.0], "adam with noise": [1.0, 2.0]}
+      >>> scores |= {"muon": [1.0, 1.0], "muon with noise": [1.0, 2.0]}
       >>> [(effect.around, effect.mean) for effect in effects_of(scores, higher_is_better=True)]
-      [('adam', 0.5), ('amac', 1.5)]
+      [('muon', 0.5), ('amac', 1.5)]
     """
     sign = 1 if higher_is_better else -1
     rows = {name: sign * np.asarray(row, float) for name, row in scores.items()}
+    plain = plain_of(scores)
     effects = []
-    for technique in [name for name in TECHNIQUES if f"adam with {name}" in rows]:
-        effects.append(_effect(technique, "adam", rows[f"adam with {technique}"] - rows["adam"]))
+    for technique in [name for name in TECHNIQUES if f"{plain} with {name}" in rows]:
+        effects.append(_effect(technique, plain, rows[f"{plain} with {technique}"] - rows[plain]))
         if f"amac without {technique}" in rows:
             gains = rows["amac"] - rows[f"amac without {technique}"]
         else:
             gains = rows[f"amac with {technique}"] - rows["amac"]
         effects.append(_effect(technique, "amac", gains))
     return effects
+
+
+def plain_of(scores: Mapping[str, Any]) -> str:
+    """The name of the core alone, among the names of variants.
+
+    Example:
+      >>> plain_of({"amac": 2.0, "amac without noise": 1.0, "adam": 0.0, "adam with noise": 0.5})
+      'adam'
+    """
+    return next(name for name in scores if name != "amac" and " with" not in name)
 
 
 def _effect(name: str, around: str, gains: np.ndarray) -> Effect:

@@ -318,7 +318,7 @@ def plot_range_test(found: RangeTest, title: str = "") -> Figure:
 
 
 def plot_ablation(found: Mapping[str, Ablation], title: str = "") -> Figure:
-    """A heat map of the effect of each technique on each job, in AMaC and on top of Adam alone.
+    """A heat map of the effect of each technique on each job, in AMaC and added to its core alone.
 
     Args:
       found: the results of `ablate` by the name of the job.
@@ -354,12 +354,14 @@ def plot_ablation(found: Mapping[str, Ablation], title: str = "") -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     image: Any = None
-    headings = {"amac": "in AMaC, all else as it is", "adam": "added to Adam alone"}
-    for axes, (around, heading) in zip(panels, headings.items(), strict=True):
+    cores = {e.around for one in found.values() for e in one.effects} - {"amac"}
+    core = cores.pop() if len(cores) == 1 else "core"
+    added = f"added to {'the core' if core == 'core' else core.capitalize()} alone"
+    for axes, heading in zip(panels, ("in AMaC, all else as it is", added), strict=True):
         colours = np.full((len(techniques), len(found)), np.nan)
         for column, one in enumerate(found.values()):
             for effect in one.effects:
-                if effect.around == around:
+                if (effect.around == "amac") == (axes is panels[0]):
                     row = techniques.index(effect.technique)
                     colours[row, column] = shade = _in_half_widths(effect)
                     axes.text(

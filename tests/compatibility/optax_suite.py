@@ -50,6 +50,7 @@ FACTORIES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "radam": amac_jax.radam,
     "adabelief": amac_jax.adabelief,
     "lion": amac_jax.lion,
+    "muon": amac_jax.muon,
     "sophia": amac_jax.sophia,
     "newton": amac_jax.newton,
     "amac": amac_jax.amac,
@@ -73,6 +74,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "radam": {"learning_rate": 5e-3},
     "adabelief": {"learning_rate": 0.01},
     "lion": {"learning_rate": amac_jax.cosine(0.01, 10_000)},  # else its steps never shrink
+    "muon": {"learning_rate": amac_jax.cosine(0.03, 10_000), "weight_decay": None},  # as lion's
     "sophia": {"learning_rate": 0.01},
     "newton": {"learning_rate": 1.0},
     # With momentum 0.9 on top of Adam's it ends 5.3e-2 from the Rosenbrock function's minimum,
