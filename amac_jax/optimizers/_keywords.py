@@ -38,6 +38,10 @@ _FOREIGN = {  # keywords of Optax, PyTorch and Keras, and where to find the same
     "initial_scale": "compose(optax.scale_by_rms(initial_scale=...), learning_rate) has it",
     "layer_scale": "it is layer_multipliers here",
     "max_norm": "it is clip_norm here",
+    "ns_steps": "amac_jax.muon takes quintics, one for each step",
+    "ns_coeffs": "amac_jax.muon takes quintics, one for each step",
+    "consistent_rms": "amac_jax.muon has rms, 0.2 by default",
+    "weight_decay_mask": "it is decay_mask here",
 }
 
 
