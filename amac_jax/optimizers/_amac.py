@@ -151,7 +151,7 @@ def amac(
 
     Args:
       learning_rate: the peak of eta_t; >= 0. A schedule is followed as it is, without another
-        warm-up or cosine. Either way "muon" moves leaves that are no kernels at c times it.
+        warm-up or cosine. Either way "muon" moves all leaves but kernels at c times it.
         "auto": see above.
         A step moves a kernel by 0.2 eta in the mean. A rate that suits AdamW in a run of 10,000
         steps is many times too low in one of 500.
