@@ -3,9 +3,9 @@
     python benchmarks/mnist_job.py            # amac and adamw, 10 seeds each, on the test images
     python benchmarks/mnist_job.py --sweep    # choose on 10,000 held-out training images instead
 
-It prints accuracies in percent, mean and 95 % interval of the seeds. 26 minutes for 20 runs on one CPU
-core beside other work. The sweep tries every combination of the factors of the automatic rate and of the end ratios
-that it is given.
+It prints accuracies in percent, mean and 95 % interval of the seeds. 20 runs took 26 minutes on one
+CPU core beside other work. The sweep tries every combination of the factors of the automatic rate
+and of the end ratios that it is given.
 """
 
 import argparse
