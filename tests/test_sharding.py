@@ -37,6 +37,7 @@ DIFFERENCE_OF_WEIGHTS = {"compose"}
 
 # The quintics of Muon magnify the last bits of their products; a device has whole kernels there.
 ORTHOGONAL = {"muon", "amac", "amac auto"}
+SQUARES = {"muon"}  # with NorMuon's second moments: a square has twice the relative error
 EVERY_KIND = {"all-gather", "all-reduce", "all-to-all", "collective-permute"}
 
 
@@ -61,10 +62,11 @@ def test_8_devices_do_what_one_does(run, name, axis_type, layout):
     assert not report.misplaced
     assert not report.unmapped
 
-    assert report.identical or report.collectives or name in REWRITTEN | ORTHOGONAL
+    rewritten = REWRITTEN | (ORTHOGONAL if layout == "replicated" else set())
+    assert report.identical or report.collectives or name in rewritten
     if name in ORTHOGONAL:
         assert report.params_error <= 1e-5
-        assert report.state_error <= 2e-5  # its second moments are of squares
+        assert report.state_error <= (2e-5 if name in SQUARES else 1e-5)
     else:
         assert report.params_error <= 1e-6
         assert report.state_error <= (3e-6 if name in DIFFERENCE_OF_WEIGHTS else 1e-6)
@@ -76,7 +78,7 @@ def test_8_devices_do_what_one_does(run, name, axis_type, layout):
         assert set(report.collectives) <= {"all-gather", "collective-permute"}
         assert max(map(max, report.collectives.values()), default=0) <= sharded.LARGEST_LEAF
     elif name in ORTHOGONAL:  # products of matrices need more than a device's part
-        if axis_type == "Explicit":  # sums are those of techniques: norms, means over the fan-in
+        if axis_type == "Explicit":  # techniques sum: norms, and means over the fan-in
             assert set(report.collectives) <= {"all-gather", "all-reduce"}
             assert set(report.collectives.get("all-reduce", ())) <= {1, *report.per_output}
         else:
