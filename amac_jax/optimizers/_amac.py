@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Unpack, cast
 
+import jax
+import numpy as np
 import optax
 
 from amac_jax._core.boundary import Transformation
@@ -138,9 +140,9 @@ def amac(
         end_ratio        0.3
         average_start    3 T / 4
         average_period   5
-        centralize       left out in "muon"; True in "adam" and around a core of your own
-        clip_value       left out in "muon"; 1.0 in "adam" and around a core of your own
-        sync_period      left out in "muon"; 5 in "adam" and around a core of your own
+        centralize       True in "adam"; left out in "muon" and around a core of your own
+        clip_value       1.0 in "adam"; left out in "muon" and around a core of your own
+        sync_period      5 in "adam"; left out in "muon" and around a core of your own
         slow_step_size   0.8
         dampening        `momentum`
 
@@ -161,8 +163,7 @@ def amac(
         and does 16 to 24 operations a weight times the smaller side of the kernel. A gradient does
         6 a weight times the batch: for a side of 1,024 and 500,000 tokens that is a hundredth, for
         128 and 64 examples most of the run. "adam" does a few dozen operations a weight. To spare a
-        head from Muon: `core=scale_by_orthogonal(0.9, exclude=("head",))` with `centralize=None,
-        clip_value=None, sync_period=None`.
+        head from Muon: `core=scale_by_orthogonal(0.9, exclude=("head",))`.
       epochs: how often the run passes over its data, > 0; steps times batch size over the number
         of examples. Without it, a run that repeats its data more than about ten times learns
         more of their noise than it should.
@@ -224,7 +225,8 @@ def amac(
     decay = auto_weight_decay(peak, epochs)
     around["weight_decay"] = _auto("weight_decay", around["weight_decay"], decay)
     if is_function(learning_rate):
-        _check_no_shape(warmup_steps=warmup_steps, end_ratio=end_ratio)
+        _check_no_shape("warmup_steps", warmup_steps, off=0)
+        _check_no_shape("end_ratio", end_ratio, off=1)
         warmup, end = None, None
         rate = peak
     else:
@@ -237,6 +239,8 @@ def amac(
         "learning_rate": peak, "warmup_steps": warmup, "end_ratio": end,
         **{name: around.get(name) for name in _AUTO},
     }  # fmt: skip
+    if not isinstance(core, str):
+        tx.resolved |= dict.fromkeys(("b1", "b2", "eps"))  # the core has its own
     return tx
 
 
@@ -268,7 +272,7 @@ def amac_techniques(
 
     Args:
       total_steps: the length of the run, in steps.
-      core: as in `amac`. Techniques around a core of your own are those of "adam".
+      core: as in `amac`. Around a core of your own the techniques are those of "muon".
       **techniques: keywords of `amac`, which explains them. A weight decay passes as it is: "auto"
         needs the learning rate, which only `amac` knows.
 
@@ -277,7 +281,7 @@ def amac_techniques(
       >>> tx = compose(optax.scale_by_lion(), 1e-4, **amac_techniques(1000))
     """
     automatic = {
-        **(_named(core) if isinstance(core, str) else CORES["adam"]).techniques,
+        **(_named(core).techniques if isinstance(core, str) else {}),
         "dampening": techniques.get("momentum"),
         "decay_floor": 0.7 if techniques.get("weight_decay") == "auto" else None,
         "slow_step_size": 0.8,
@@ -318,7 +322,9 @@ def _auto(name: str, value: Any, derived: Any, allowed: Range | None = None) -> 
     if isinstance(value, str):
         if value != "auto":
             expected = allowed or RANGES.get(name, NON_NEGATIVE)
-            raise ValueError(f"{name} must be 'auto' or {expected}, got {value!r}")
+            raise ValueError(
+                f"{name} must be 'auto' or {expected}, a schedule or an array, got {value!r}"
+            )
         return derived
     if allowed is not None:
         check(name, value, allowed)
@@ -326,7 +332,10 @@ def _auto(name: str, value: Any, derived: Any, allowed: Range | None = None) -> 
 
 
 def _check_own_core(core: Any, learning_rate: Any, **arguments: Any) -> None:
-    """Refuses what "auto" cannot know, and what would do nothing, with a core of the user's own."""
+    """Refuses what "auto" cannot know, and what would do nothing, with a core of the user's own.
+
+    Arrays pass, as everywhere: `optax.inject_hyperparams` hands over defaults as arrays.
+    """
     if not hasattr(core, "update"):
         raise ValueError(_cores(core))
     if isinstance(learning_rate, str):
@@ -335,14 +344,17 @@ def _check_own_core(core: Any, learning_rate: Any, **arguments: Any) -> None:
             f"got {learning_rate!r}"
         )
     for name, value in arguments.items():
+        if isinstance(value, jax.Array | np.ndarray):
+            continue
         if not is_number(value) or value != inspect.signature(amac).parameters[name].default:
             raise ValueError(f"{name} must be given to a core of your own itself, got {value!r}")
 
 
-def _check_no_shape(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if value is not None and not (isinstance(value, str) and value == "auto"):
-            raise ValueError(
-                f"{name} must be 'auto' with a schedule for the learning rate, which is followed "
-                f"as it is, got {value!r}"
-            )
+def _check_no_shape(name: str, value: Any, off: float) -> None:
+    """Refuses what would change the shape of a schedule that is followed as it is."""
+    is_off = value is None or (is_number(value) and value == off)
+    if not is_off and not (isinstance(value, str) and value == "auto"):
+        raise ValueError(
+            f"{name} must be 'auto' or {off} with a schedule for the learning rate, which is "
+            f"followed as it is, got {value!r}"
+        )

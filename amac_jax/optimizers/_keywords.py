@@ -22,6 +22,7 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 _FOREIGN = {  # keywords of Optax, PyTorch and Keras, and where to find the same here
     "mask": "it is decay_mask here",
     "betas": "they are b1 and b2 here",
+    "beta": "it is b1 here",
     "beta1": "it is b1 here",
     "beta2": "it is b2 here",
     "lr": "it is learning_rate here",
@@ -40,6 +41,12 @@ _FOREIGN = {  # keywords of Optax, PyTorch and Keras, and where to find the same
     "max_norm": "it is clip_norm here",
     "ns_steps": "amac_jax.muon takes quintics, one for each step",
     "ns_coeffs": "amac_jax.muon takes quintics, one for each step",
+    "adam_b1": "amac_jax.muon takes others, such as optax.scale_by_adam(b1=...)",
+    "adam_b2": "amac_jax.muon takes others, such as optax.scale_by_adam(b2=...)",
+    "adam_learning_rate": "amac_jax.muon takes others_multiplier, a factor of learning_rate",
+    "adam_weight_decay": "decay_mask says which leaves decay here",
+    "muon_weight_dimension_numbers": "fan_in_axes says here which leaves are kernels",
+    "preconditioning": "amac_jax.muon takes quintics, one for each step",
     "consistent_rms": "amac_jax.muon has rms, 0.2 by default",
     "weight_decay_mask": "it is decay_mask here",
 }
