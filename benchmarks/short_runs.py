@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import options
 from records import RecordError, circumstances, recorded, write
 from short_jobs import JOBS, ShortJob, Task
 from short_report import report
@@ -138,29 +139,13 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="AMaC beside AdamW where runs are short or go on from trained weights; see the "
-        "top of this file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME",
-        help="some of: " + ", ".join(JOBS),
-    )  # fmt: skip
-    parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME",
-        help="some of: " + ", ".join(VARIANTS),
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=10, help="of every variant, >= 2")
+    parser = options.parser("AMaC beside AdamW where runs are short or go on from trained weights.")
+    options.add_choice(parser, "--jobs", JOBS)
+    options.add_choice(parser, "--variants", VARIANTS)
+    options.add_seeds(parser, 10)
     parser.add_argument("--again", action="store_true", help="run even what is recorded")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/short_runs"), help="folder for a JSON file a job"
-    )
-    parser.add_argument("--report", action="store_true", help="only the tables of --out")
-    args = parser.parse_args(argv)
-    if args.seeds < 2:
-        parser.error("--seeds must be at least 2")
-    return args
+    options.add_records(parser, "runs/short_runs")
+    return parser.parse_args(argv)
 
 
 def fail(error: Exception | str) -> NoReturn:

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+import options
 from tqdm import tqdm
 from workloads import ALL
 
@@ -353,19 +354,6 @@ def size_of(text: str) -> int:
     return size
 
 
-def whole_from(least: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
-        return value
-
-    return whole
-
-
 def configurations(args: argparse.Namespace) -> list[tuple[str, Callable[[Any], Any]]]:
     """The name of a job, or "", and its parameters for a dtype."""
     if args.jobs:
@@ -378,13 +366,14 @@ def configurations(args: argparse.Namespace) -> list[tuple[str, Callable[[Any], 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Times of optimizer steps beside optax.adamw's; see the top of this file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = options.parser("Times of optimizer steps beside optax.adamw's.")
     parser.add_argument("--sizes", type=size_of, nargs="+", default=[10**7], help="parameters")
     parser.add_argument(
-        "--leaves", type=whole_from(2), nargs="+", default=[50], help="half kernels, half biases"
+        "--leaves",
+        type=options.at_least(2),
+        nargs="+",
+        default=[50],
+        help="half kernels, half biases",
     )
     parser.add_argument(
         "--jobs", nargs="+", choices=ALL, metavar="NAME",
@@ -393,7 +382,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument(
         "--models",
-        type=whole_from(1),
+        type=options.at_least(1),
         default=1,
         help="divide the parameters among so many models, stepped by vmap",
     )
@@ -406,7 +395,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--baseline", default=BASELINE, metavar="NAME", help="the variant that others are beside"
     )
-    parser.add_argument("--rounds", type=whole_from(2), default=20, help="how often each is timed")
+    parser.add_argument(
+        "--rounds", type=options.at_least(2), default=20, help="how often each is timed"
+    )
     parser.add_argument(
         "--json", type=Path, help="a .json file for the figures; a .png goes beside it"
     )
