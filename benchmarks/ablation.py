@@ -116,7 +116,8 @@ def effect_tables(found: dict[str, Ablation]) -> str:
             mark = "**" if corrected[id(effect)] < 0.05 else ""
             return f"{mark}{effect.mean:+.2g} ± {effect.half_width:.2g}{mark}"
 
-        rows = [
+        seeds = (str(len(one.scores["amac"])) for one in found.values())
+        rows = [["seeds", *seeds]] + [
             [technique, *(entry(effects[technique]) for effects in chosen.values())]
             for technique in techniques
         ]
