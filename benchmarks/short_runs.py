@@ -5,11 +5,11 @@
     python benchmarks/short_runs.py --variants amac amac-adam --again    # after a change of AMaC
     python benchmarks/short_runs.py --report              # tables of what is recorded
 
-Nine small jobs (`python benchmarks/short_jobs.py` lists them), ten seeds, ten variants. The bar is
-`optax.adamw` with weight decay 0.01 on kernels, warm-up and a cosine to 0, at the best of five
-rates by its mean score. AMaC is run as it comes: with the rate "auto", the same with Adam as its
-core, and at three rates around the usual ones. A run of AMaC is scored with its averaged weights,
-the policies of reinforcement learning with the weights they act with.
+Nine small jobs (`python benchmarks/short_jobs.py` lists them), ten seeds, twelve variants. The bar
+is `optax.adamw` with weight decay 0.01 on kernels, warm-up and a cosine to 0, at the best of seven
+rates by its mean score on these runs. AMaC is run as it comes: with the rate "auto", the same with
+Adam as its core, and at three rates around the usual ones. A run of AMaC is scored with its
+averaged weights, the policies of reinforcement learning with the weights they act with.
 
 Differences are tested with Welch's test, p corrected by Holm over the jobs. For fine-tuning the
 tables also say what is left of the kernels: norm after / norm before, of the one that lost most.

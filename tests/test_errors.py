@@ -298,6 +298,11 @@ FOREIGN = {
     "adam_weight_decay": "decay_mask",
     "muon_weight_dimension_numbers": "fan_in_axes",
     "weight_decay_mask": "decay_mask",
+    "wd": "weight_decay",
+    "adaptive": "b2",
+    "steps": "total_steps",
+    "exclude": "scale_by_orthogonal",
+    "product_dtype": "scale_by_orthogonal",
 }
 
 

@@ -111,7 +111,7 @@ def amac(
 ) -> Transformation:
     """AMaC: tell it the number of steps, and every other value follows.
 
-    `amac("auto", total_steps)` needs nothing else. Where the run passes over its data several
+    `amac("auto", total_steps)` needs nothing else. Where the run passes over noisy data several
     times, `amac("auto", total_steps, epochs=...)` is better:
 
         M <- b1 M + (1 - b1) G;   O = U V^H of b1 M + (1 - b1) G = U S V^H
@@ -122,7 +122,8 @@ def amac(
     The learning rate eta_t is `warmup_cosine(learning_rate, total_steps, warmup_steps, end)`, and
     end is `end_ratio` times the learning rate. The rate stays up, so that the weights of the last
     quarter differ. Their mean stands for the weights that a schedule with end 0 would reach.
-    **Evaluate with `averaged_params(opt_state, params)`**: the last weights are usually worse.
+    **Evaluate with `averaged_params(opt_state, params)`**: with the noise of small batches the last
+    weights are usually worse.
 
     `core="adam"` moves every leaf by Adam. Its gradients are centralized, its steps clipped by
     value, and lookahead is on. `**amac_jax.optimizers.EVERY_TECHNIQUE`, which has `core="adam"`, is
@@ -146,10 +147,10 @@ def amac(
         slow_step_size   0.8
         dampening        `momentum`
 
-    The `repr` of the transformation shows the values, and its attribute `resolved` has them by
-    name; where an argument is traced or a schedule, they are functions of the count. The learning
-    rate and the weight decay are also among `metrics`. benchmarks/README.md says how the values
-    were found, and what each technique is worth around each core.
+    The `repr` of the transformation shows the values but c, and its attribute `resolved` has them
+    by name; where an argument is traced or a schedule, they are functions of the count. The
+    learning rate and the weight decay are also among `metrics`. benchmarks/README.md says how the
+    values were found, and what each technique is worth around each core.
 
     Args:
       learning_rate: the peak of eta_t; >= 0. A schedule is followed as it is, without another
@@ -166,11 +167,12 @@ def amac(
         head from Muon: `core=scale_by_orthogonal(0.9, exclude=("head",))`.
       epochs: how often the run passes over its data, > 0; steps times batch size over the number
         of examples. Without it, a run that repeats its data more than about ten times learns
-        more of their noise than it should.
+        more of their noise than it should. Leave it out where the data have no noise to learn.
       warmup_steps: in steps. Off: None or 0.
       end_ratio: the learning rate from `total_steps` on, as a share of the peak, in [0, 1]. Off: 1,
         a constant rate. At 0 averaging changes little.
-      b1: decay of the momentum of kernels in "muon", and of Adam's first moment; in [0, 1).
+      b1: decay of the momentum of kernels in "muon", which is Nesterov's, and of Adam's first
+        moment; in [0, 1).
       b2, eps: as in `adam`, for all leaves that Adam moves.
       momentum: mu; see `heavy_ball`. Off: None or 0.
       dampening: with mu, the learning rate has the same meaning as without momentum. At 0 its
@@ -194,9 +196,9 @@ def amac(
 
     Raises:
       ValueError: for an argument outside its range, for total_steps <= warmup_steps, or for
-        average_start > total_steps; for an unknown core; for `warmup_steps` or `end_ratio` beside
-        a schedule; with a core of your own, for the learning rate "auto" and for b1, b2 and eps;
-        from `init`, for complex parameters with `noise` or `clip_value`.
+        average_start > total_steps; for an unknown core; for a `warmup_steps` or an `end_ratio`
+        that is not off beside a schedule; with a core of your own, for the learning rate "auto" and
+        for b1, b2 and eps; from `init`, for complex parameters with `noise` or `clip_value`.
 
     Example:
       >>> import jax.numpy as jnp
