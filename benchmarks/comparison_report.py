@@ -181,7 +181,8 @@ def pairs_table(cells: Cells) -> str:
         if verdicts:
             named = [f"`{name}`, {WHAT[kind]}" for name, kind in pair]
             rows.append([*named, *(named_list(verdicts, sign) for sign in (1, -1))])
-    return table(["the first", "the second", "the first is better on", "and worse on"], rows)
+    head = ["the first", "the second", "the first is better on", "and worse on"]
+    return table(head, rows) if rows else ""
 
 
 def score_table(cells: Cells, kind: str) -> str:
@@ -316,7 +317,8 @@ def draw_profile(cells: Cells) -> Figure:
 
 
 def sections(cells: Cells) -> dict[str, str]:
-    return {
+    """The parts of tables.md by their titles, as far as anything is recorded for them."""
+    parts = {
         "AMaC, AdamW and Muon": main_table(cells),
         "The p-values of these differences, corrected": p_table(cells),
         "Tuned AMaC and each of the others": opponents_table(cells, "tuned"),
@@ -328,6 +330,7 @@ def sections(cells: Cells) -> dict[str, str]:
         "Chosen: learning rate, weight decay (AMaC: times the automatic ones), b1, share of "
         "warm-up": settings_table(cells),
     }
+    return {title: part for title, part in parts.items() if part}
 
 
 def report(folder: Path) -> None:
