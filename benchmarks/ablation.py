@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import options
 from comparison_report import table
 from contenders import automatic
 from records import RecordError, circumstances, recorded, write
@@ -115,7 +116,8 @@ def effect_tables(found: dict[str, Ablation]) -> str:
             mark = "**" if corrected[id(effect)] < 0.05 else ""
             return f"{mark}{effect.mean:+.2g} ± {effect.half_width:.2g}{mark}"
 
-        rows = [
+        seeds = (str(len(one.scores["amac"])) for one in found.values())
+        rows = [["seeds", *seeds]] + [
             [technique, *(entry(effects[technique]) for effects in chosen.values())]
             for technique in techniques
         ]
@@ -147,29 +149,16 @@ def report(folder: Path) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="What each technique of AMaC is worth; see the top of this file. For your own "
-        "loss function there is amac_jax.tools.ablate.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = options.parser(
+        "What each technique of AMaC is worth. For your own loss function there is "
+        "amac_jax.tools.ablate."
     )
-    parser.add_argument(
-        "--workloads", nargs="+", choices=ALL, default=list(WORKLOADS), metavar="NAME",
-        help=f"some of: {', '.join(WORKLOADS)}; fresh ones: {', '.join(FRESH)}",
-    )  # fmt: skip
+    options.add_choice(parser, "--workloads", ALL, WORKLOADS, f"; fresh ones: {', '.join(FRESH)}")
     parser.add_argument("--core", choices=CORES, default="muon", help="what AMaC stands on")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="of every variant, >= 2")
-    parser.add_argument("--width", type=int, default=8, help="runs in one vmap, >= 1")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/ablation"),
-        help="folder for a folder of each core, with a JSON a workload",
-    )  # fmt: skip
-    parser.add_argument(
-        "--report", action="store_true", help="only the tables and the heat map, of every core"
-    )
-    args = parser.parse_args(argv)
-    if args.seeds < 2 or args.width < 1:
-        parser.error("--seeds must be at least 2 and --width at least 1")
-    return args
+    options.add_seeds(parser, SEEDS)
+    parser.add_argument("--width", type=options.at_least(1), default=8, help="runs in one vmap")
+    options.add_records(parser, "runs/ablation")
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

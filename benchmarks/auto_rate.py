@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from compare import SEEDS, TRIALS, WIDTH, cell, final_rows, programs, whole
+import options
+from compare import add_protocol, cell, final_rows, programs
 from comparison_report import table
 from contenders import CONTENDERS
 from records import RecordError, circumstances, recorded, write
@@ -165,11 +166,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="The automatic rate of AMaC: how far it may be off, and other lengths; see "
-        "the top of this file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = options.parser("The automatic rate of AMaC: how far it may be off; other lengths.")
     parser.add_argument(
         "--rates", nargs="*", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
         help="some of: " + ", ".join(WORKLOADS),
@@ -178,21 +175,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--lengths", nargs="*", choices=WORKLOADS, default=list(JOBS_OF_LENGTHS), metavar="NAME",
         help="the same for other lengths",
     )  # fmt: skip
-    parser.add_argument("--trials", type=whole, default=TRIALS, help="of AdamW, at each length")
-    parser.add_argument("--seeds", type=whole, default=SEEDS, help="runs that are reported, >= 2")
-    parser.add_argument("--first-seed", type=int, default=100, help="of those")
-    parser.add_argument("--width", type=whole, default=WIDTH, help="runs in one vmap")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/auto_rate"), help="folder for a JSON a job"
-    )
+    add_protocol(parser)
+    options.add_records(parser, "runs/auto_rate")
     parser.add_argument(
         "--comparison", type=Path, default=COMPARISON, help="where `compare.py` has recorded"
     )
-    parser.add_argument("--report", action="store_true", help="only the tables of --out")
-    args = parser.parse_args(argv)
-    if args.seeds < 2:
-        parser.error("--seeds must be at least 2")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import options
 from comparison_report import report
 from contenders import CONTENDERS, Contender, Settings, trials
 from records import RecordError, circumstances, recorded, write
@@ -208,45 +209,29 @@ def check(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Compare optimizers, each tuned with the same number of trials; see the top of "
-        "this file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--workloads", nargs="+", choices=ALL, default=list(WORKLOADS), metavar="NAME",
-        help=f"some of: {', '.join(WORKLOADS)}; fresh ones: {', '.join(FRESH)}",
-    )  # fmt: skip
-    parser.add_argument(
-        "--optimizers", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME",
-        help="some of: " + ", ".join(CONTENDERS),
-    )  # fmt: skip
+    parser = options.parser("Compare optimizers, each tuned with the same number of trials.")
+    options.add_choice(parser, "--workloads", ALL, WORKLOADS, f"; fresh ones: {', '.join(FRESH)}")
+    options.add_choice(parser, "--optimizers", CONTENDERS)
     parser.add_argument(
         "--again", nargs="+", choices=CONTENDERS, default=[], metavar="NAME",
         help="optimizers to run even if they are recorded",
     )  # fmt: skip
-    parser.add_argument("--trials", type=whole, default=TRIALS, help="points of each search space")
-    parser.add_argument("--seeds", type=whole, default=SEEDS, help="runs that are reported, >= 2")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of those")
-    parser.add_argument("--width", type=whole, default=WIDTH, help="runs in one vmap")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/comparison"), help="folder for a JSON a workload"
-    )
+    add_protocol(parser)
+    options.add_records(parser, "runs/comparison")
     parser.add_argument(
         "--check", nargs=2, metavar=("WORKLOAD", "OPTIMIZER"),
         help="run a cell of benchmarks/results/compare again",
     )  # fmt: skip
-    parser.add_argument("--report", action="store_true", help="only tables and pictures of --out")
-    args = parser.parse_args(argv)
-    if args.seeds < 2:
-        parser.error("--seeds must be at least 2")
-    return args
+    return parser.parse_args(argv)
 
 
-def whole(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
+def add_protocol(to: argparse.ArgumentParser) -> None:
+    """The numbers of trials and of runs."""
+    positive = options.at_least(1)
+    to.add_argument("--trials", type=positive, default=TRIALS, help="points of a search space")
+    options.add_seeds(to, SEEDS)
+    to.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the seeds")
+    to.add_argument("--width", type=positive, default=WIDTH, help="runs in one vmap")
 
 
 def fail(error: Exception | str) -> NoReturn:

@@ -89,6 +89,7 @@ def best_or_tied(cells: Cells) -> list[str]:
     return names
 
 
+WHAT = {"default": "untuned", "tuned": "tuned"}
 RIVALS = {"adamw": "`adamw`", "muon": "`muon` of Optax"}
 
 
@@ -107,7 +108,7 @@ def main_table(cells: Cells) -> str:
     rivals = [other for other in RIVALS if ("tuned", other) in verdicts]
     head = ["test accuracy in %, or ↓", *(f"{RIVALS[other]}, tuned" for other in rivals)]
     columns = {}
-    for kind, what in (("default", "untuned"), ("tuned", "tuned")):
+    for kind, what in WHAT.items():
         head += [f"`amac`, {what}", *(f"its gain over `{other}`" for other in rivals)]
         columns[kind] = [verdicts[kind, other] for other in rivals]
     rows = []
@@ -127,7 +128,7 @@ def main_table(cells: Cells) -> str:
     lines = [table(head, rows)]
     for (kind, other), found in verdicts.items():
         lines.append(
-            f"{'Untuned' if kind == 'default' else 'Tuned'} `amac` against tuned `{other}`: "
+            f"{WHAT[kind].title()} `amac` against tuned `{other}`: "
             f"better on {found.count(1)} of {len(found)} workloads, worse on {found.count(-1)}."
         )
     lines.append(
@@ -151,15 +152,37 @@ def opponents_table(cells: Cells, kind: str) -> str:
         verdicts = Verdicts(cells, ("amac", kind), (name, "tuned"))
         if (name == "amac" and kind == "tuned") or not verdicts:
             continue
-        named = {1: [], -1: []}
-        for workload, (gain, _, p) in verdicts.items():
-            if p < LEVEL:
-                named[1 if gain > 0 else -1].append(workload)
-        rows.append(
-            [f"`{name}`", *(f"{len(w)}: {', '.join(w)}" if w else "0" for w in named.values())]
-        )
-    what = "untuned" if kind == "default" else "tuned"
-    return table(["tuned", f"{what} `amac` is better on", "and worse on"], rows)
+        rows.append([f"`{name}`", *(named_list(verdicts, sign) for sign in (1, -1))])
+    return table(["tuned", f"{WHAT[kind]} `amac` is better on", "and worse on"], rows)
+
+
+def named_list(verdicts: Verdicts, sign: int) -> str:
+    """The number and names of the workloads on which the first is better (1) or worse (-1)."""
+    names = [name for name, (gain, _, p) in verdicts.items() if sign * gain > 0 and p < LEVEL]
+    return f"{len(names)}: {', '.join(names)}" if names else "0"
+
+
+PAIRS = (  # what tells the share of the core, of the layout of kernels and of averaging
+    (("amac-adam", "default"), ("adamw", "tuned")),
+    (("amac-adam", "tuned"), ("adamw", "tuned")),
+    (("amac", "default"), ("amac-adam", "default")),
+    (("amac", "tuned"), ("amac-adam", "tuned")),
+    (("layout-muon", "tuned"), ("muon", "tuned")),
+    (("amac", "default"), ("layout-muon", "tuned")),
+    (("amac", "tuned"), ("layout-muon", "tuned")),
+)
+
+
+def pairs_table(cells: Cells) -> str:
+    """On which workloads one optimizer is significantly better or worse than another."""
+    rows = []
+    for pair in PAIRS:
+        verdicts = Verdicts(cells, *pair)
+        if verdicts:
+            named = [f"`{name}`, {WHAT[kind]}" for name, kind in pair]
+            rows.append([*named, *(named_list(verdicts, sign) for sign in (1, -1))])
+    head = ["the first", "the second", "the first is better on", "and worse on"]
+    return table(head, rows) if rows else ""
 
 
 def score_table(cells: Cells, kind: str) -> str:
@@ -294,17 +317,20 @@ def draw_profile(cells: Cells) -> Figure:
 
 
 def sections(cells: Cells) -> dict[str, str]:
-    return {
+    """The parts of tables.md by their titles, as far as anything is recorded for them."""
+    parts = {
         "AMaC, AdamW and Muon": main_table(cells),
         "The p-values of these differences, corrected": p_table(cells),
         "Tuned AMaC and each of the others": opponents_table(cells, "tuned"),
         "Untuned AMaC and each of the others": opponents_table(cells, "default"),
+        "Cores and layouts": pairs_table(cells),
         "Tuned": score_table(cells, "tuned"),
         "Defaults": score_table(cells, "default"),
         "Steps and seconds to the target, tuned": target_table(cells),
         "Chosen: learning rate, weight decay (AMaC: times the automatic ones), b1, share of "
         "warm-up": settings_table(cells),
     }
+    return {title: part for title, part in parts.items() if part}
 
 
 def report(folder: Path) -> None:

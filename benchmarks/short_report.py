@@ -124,7 +124,7 @@ def tables(cells: Cells) -> str:
         "Scores: mean and 95 % interval of the seeds": scores_table,
         "Difference to AdamW's best, positive where AMaC is better; bold: p < 0.05, corrected for "
         "the jobs by Holm": differences_table,
-        "AdamW at its five rates": rates_table,
+        "AdamW at each rate": rates_table,
         "Fine-tuning: norm after / norm before of the kernel that lost most, least of the "
         "seeds": kernels_table,
         "The scores that the other weights of AMaC have": other_weights_table,

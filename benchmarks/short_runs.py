@@ -5,11 +5,11 @@
     python benchmarks/short_runs.py --variants amac amac-adam --again    # after a change of AMaC
     python benchmarks/short_runs.py --report              # tables of what is recorded
 
-Nine small jobs (`python benchmarks/short_jobs.py` lists them), ten seeds, ten variants. The bar is
-`optax.adamw` with weight decay 0.01 on kernels, warm-up and a cosine to 0, at the best of five
-rates by its mean score. AMaC is run as it comes: with the rate "auto", the same with Adam as its
-core, and at three rates around the usual ones. A run of AMaC is scored with its averaged weights,
-the policies of reinforcement learning with the weights they act with.
+Nine small jobs (`python benchmarks/short_jobs.py` lists them), ten seeds, twelve variants. The bar
+is `optax.adamw` with weight decay 0.01 on kernels, warm-up and a cosine to 0, at the best of seven
+rates by its mean score on these runs. AMaC is run as it comes: with the rate "auto", the same with
+Adam as its core, and at three rates around the usual ones. A run of AMaC is scored with its
+averaged weights, the policies of reinforcement learning with the weights they act with.
 
 Differences are tested with Welch's test, p corrected by Holm over the jobs. For fine-tuning the
 tables also say what is left of the kernels: norm after / norm before, of the one that lost most.
@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import options
 from records import RecordError, circumstances, recorded, write
 from short_jobs import JOBS, ShortJob, Task
 from short_report import report
@@ -138,29 +139,13 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="AMaC beside AdamW where runs are short or go on from trained weights; see the "
-        "top of this file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME",
-        help="some of: " + ", ".join(JOBS),
-    )  # fmt: skip
-    parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME",
-        help="some of: " + ", ".join(VARIANTS),
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=10, help="of every variant, >= 2")
+    parser = options.parser("AMaC beside AdamW where runs are short or go on from trained weights.")
+    options.add_choice(parser, "--jobs", JOBS)
+    options.add_choice(parser, "--variants", VARIANTS)
+    options.add_seeds(parser, 10)
     parser.add_argument("--again", action="store_true", help="run even what is recorded")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/short_runs"), help="folder for a JSON file a job"
-    )
-    parser.add_argument("--report", action="store_true", help="only the tables of --out")
-    args = parser.parse_args(argv)
-    if args.seeds < 2:
-        parser.error("--seeds must be at least 2")
-    return args
+    options.add_records(parser, "runs/short_runs")
+    return parser.parse_args(argv)
 
 
 def fail(error: Exception | str) -> NoReturn:

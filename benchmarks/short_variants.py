@@ -1,4 +1,4 @@
-"""The optimizers that `short_runs.py` runs: AdamW at five rates, and AMaC as it comes."""
+"""The optimizers that `short_runs.py` runs: AdamW at seven rates, and AMaC as it comes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,7 +35,8 @@ def automatic_adam(job: ShortJob, rate: None):
 
 
 ADAMW = {
-    f"adamw-{rate:g}": Variant(adamw, last_weights, rate) for rate in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    f"adamw-{rate:g}": Variant(adamw, last_weights, rate)
+    for rate in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 }
 AMAC = {
     "amac": Variant(automatic, amac_jax.averaged_params),

@@ -1,6 +1,7 @@
 """What the automatic values of `amac` stand for, and what it puts around its cores."""
 
 import ast
+import re
 from typing import Any
 
 import jax
@@ -99,20 +100,32 @@ def test_around_muon_it_is_decay_and_averaging():
         assert_close(ours, written)
 
 
-def test_a_core_of_ones_own_has_the_techniques_around_adam():
+def test_a_core_of_ones_own_has_decay_averaging_and_the_schedule_around_it():
     chain = amac_jax.compose(
         optax.scale_by_lion(),
         amac_jax.warmup_cosine(RATE, TOTAL, TOTAL / 10, end=0.3 * RATE),
-        centralize=True,
-        clip_value=1.0,
         weight_decay=0.15,
         decay_floor=0.7,
-        sync_period=5,
-        slow_step_size=0.8,
         **AVERAGED,
     )
     ours = amac_jax.amac(RATE, TOTAL, core=optax.scale_by_lion())
     assert_close([params for params, _ in ends(ours)], [params for params, _ in ends(chain)])
+    assert not {"b1=", "b2=", "eps="} & {*re.findall(r"\w+=", repr(ours))}
+
+
+def test_a_core_of_ones_own_goes_with_injected_hyperparameters():
+    """`optax.inject_hyperparams` hands over the defaults of b1, b2 and eps too."""
+    core = optax.scale_by_lion()
+    injected = optax.inject_hyperparams(amac_jax.amac)(RATE, TOTAL, core=core)
+    plain = amac_jax.amac(RATE, TOTAL, core=core)
+    assert_close([params for params, _ in ends(injected)], [params for params, _ in ends(plain)])
+
+
+@pytest.mark.parametrize("off", [{"warmup_steps": 0}, {"warmup_steps": None}, {"end_ratio": 1}])
+def test_off_values_pass_beside_a_schedule(off):
+    schedule = optax.linear_schedule(0.3, 0.1, 7)
+    ours, usual = (amac_jax.amac(schedule, TOTAL, **given) for given in (off, {}))
+    assert_close([params for params, _ in ends(ours)], [params for params, _ in ends(usual)])
 
 
 def test_a_schedule_is_followed_as_it_is():
@@ -185,12 +198,15 @@ def test_the_length_and_the_passes_may_be_traced():
         ({"core": "sgd"}, "core must be 'muon', 'adam' or a transformation, got 'sgd'"),
         ({"core": 3}, "core must be 'muon', 'adam' or a transformation, got 3"),
         ({"epochs": 0}, r"epochs must be in \(0, inf\), got 0"),
-        ({"learning_rate": "automatic"}, "learning_rate must be 'auto' or in"),
+        (
+            {"learning_rate": "automatic"},
+            r"learning_rate must be 'auto' or in \[0, inf\), a schedule or an array, got 'autom",
+        ),
         ({"core": optax.scale_by_lion()}, "learning_rate must be a number or a schedule"),
         ({"core": optax.scale_by_lion(), "learning_rate": 0.1, "b1": 0.5}, "b1 must be given to"),
         (
             {"learning_rate": optax.constant_schedule(0.1), "warmup_steps": 3},
-            "warmup_steps must be 'auto' with a schedule for the learning rate",
+            "warmup_steps must be 'auto' or 0 with a schedule for the learning rate",
         ),
         ({"sync_period": "always"}, "sync_period must be 'auto' or a whole number in"),
         ({"slow_step_size": 0.5}, "slow_step_size needs sync_period"),

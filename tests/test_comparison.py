@@ -503,9 +503,9 @@ def test_an_ablation_outside_the_folders_of_cores_is_reported(short, tmp_path, c
     [
         (compare, ["--workloads", "cifar"], "invalid choice: 'cifar'"),
         (ablation, ["--workloads", "cifar"], "invalid choice: 'cifar'"),
-        (compare, ["--seeds", "1"], "--seeds must be at least 2"),
-        (compare, ["--trials", "0"], "must be at least 1, got 0"),
-        (ablation, ["--seeds", "1"], "--seeds must be at least 2"),
+        (compare, ["--seeds", "1"], "--seeds: must be a whole number >= 2"),
+        (compare, ["--trials", "0"], "must be a whole number >= 1, got '0'"),
+        (ablation, ["--seeds", "1"], "--seeds: must be a whole number >= 2"),
         (ablation, ["--core", "lion"], "invalid choice: 'lion'"),
     ],
 )

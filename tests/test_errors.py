@@ -273,6 +273,7 @@ def test_an_unknown_keyword_is_a_type_error_that_names_the_nearest(factory):
 FOREIGN = {
     "mask": "decay_mask",
     "betas": "b1 and b2",
+    "beta": "b1",
     "beta1": "b1",
     "beta2": "b2",
     "lr": "learning_rate",
@@ -287,6 +288,21 @@ FOREIGN = {
     "initial_scale": "optax.scale_by_rms(initial_scale=...)",
     "layer_scale": "layer_multipliers",
     "max_norm": "clip_norm",
+    "ns_steps": "quintics",
+    "ns_coeffs": "quintics",
+    "preconditioning": "quintics",
+    "consistent_rms": "rms",
+    "adam_b1": "others, such as optax.scale_by_adam(b1=...)",
+    "adam_b2": "others, such as optax.scale_by_adam(b2=...)",
+    "adam_learning_rate": "others_multiplier",
+    "adam_weight_decay": "decay_mask",
+    "muon_weight_dimension_numbers": "fan_in_axes",
+    "weight_decay_mask": "decay_mask",
+    "wd": "weight_decay",
+    "adaptive": "b2",
+    "steps": "total_steps",
+    "exclude": "scale_by_orthogonal",
+    "product_dtype": "scale_by_orthogonal",
 }
 
 

@@ -27,9 +27,10 @@ LAYOUTS = list(sharded.LAYOUTS) if SOAK else ["mixed"]  # which shards like all 
 DENSE = {"newton"}  # all its parameters, 512 at most, are one vector, with one dense Hessian
 KRYLOV = {"newton minimal residual": 20, "newton Lanczos": 20}  # one inner product a vector
 
-# Where all is replicated nothing is communicated, and yet its average differs in the last bit: of
-# three divisions by one number XLA makes a multiplication, unless it compiles for two devices.
-REWRITTEN = {"amac_reference 1", "amac_reference 2"}
+# Where all is replicated nothing is communicated, and yet the last bit of an average differs: of
+# three divisions by one number XLA makes a multiplication, unless it compiles for two devices. So
+# does the last bit of a step that NorMuon's squares divide.
+REWRITTEN = {"amac_reference 1", "amac_reference 2", "muon"}
 
 # Lookahead's velocity is a difference of weights and has their rounding: here it is at most 0.08
 # where weights are 2.4, of which the last bit is 3e-6 of it.
@@ -62,8 +63,7 @@ def test_8_devices_do_what_one_does(run, name, axis_type, layout):
     assert not report.misplaced
     assert not report.unmapped
 
-    rewritten = REWRITTEN | (ORTHOGONAL if layout == "replicated" else set())
-    assert report.identical or report.collectives or name in rewritten
+    assert report.identical or report.collectives or name in REWRITTEN
     if name in ORTHOGONAL:
         assert report.params_error <= 1e-5
         assert report.state_error <= (2e-5 if name in SQUARES else 1e-5)

@@ -261,7 +261,7 @@ def test_the_report_of_made_up_scores():
     [
         (["--jobs", "cifar"], "invalid choice: 'cifar'"),
         (["--variants", "sgd"], "invalid choice: 'sgd'"),
-        (["--seeds", "1"], "--seeds must be at least 2"),
+        (["--seeds", "1"], "--seeds: must be a whole number >= 2"),
     ],
 )
 def test_bad_options_are_one_line(argv, message, capsys):

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Unpack, cast
 
+import jax
+import numpy as np
 import optax
 
 from amac_jax._core.boundary import Transformation
@@ -109,7 +111,7 @@ def amac(
 ) -> Transformation:
     """AMaC: tell it the number of steps, and every other value follows.
 
-    `amac("auto", total_steps)` needs nothing else. Where the run passes over its data several
+    `amac("auto", total_steps)` needs nothing else. Where the run passes over noisy data several
     times, `amac("auto", total_steps, epochs=...)` is better:
 
         M <- b1 M + (1 - b1) G;   O = U V^H of b1 M + (1 - b1) G = U S V^H
@@ -120,7 +122,8 @@ def amac(
     The learning rate eta_t is `warmup_cosine(learning_rate, total_steps, warmup_steps, end)`, and
     end is `end_ratio` times the learning rate. The rate stays up, so that the weights of the last
     quarter differ. Their mean stands for the weights that a schedule with end 0 would reach.
-    **Evaluate with `averaged_params(opt_state, params)`**: the last weights are usually worse.
+    **Evaluate with `averaged_params(opt_state, params)`**: with the noise of small batches the last
+    weights are usually worse.
 
     `core="adam"` moves every leaf by Adam. Its gradients are centralized, its steps clipped by
     value, and lookahead is on. `**amac_jax.optimizers.EVERY_TECHNIQUE`, which has `core="adam"`, is
@@ -138,16 +141,16 @@ def amac(
         end_ratio        0.3
         average_start    3 T / 4
         average_period   5
-        centralize       left out in "muon"; True in "adam" and around a core of your own
-        clip_value       left out in "muon"; 1.0 in "adam" and around a core of your own
-        sync_period      left out in "muon"; 5 in "adam" and around a core of your own
+        centralize       True in "adam"; left out in "muon" and around a core of your own
+        clip_value       1.0 in "adam"; left out in "muon" and around a core of your own
+        sync_period      5 in "adam"; left out in "muon" and around a core of your own
         slow_step_size   0.8
         dampening        `momentum`
 
-    The `repr` of the transformation shows the values, and its attribute `resolved` has them by
-    name; where an argument is traced or a schedule, they are functions of the count. The learning
-    rate and the weight decay are also among `metrics`. benchmarks/README.md says how the values
-    were found, and what each technique is worth around each core.
+    The `repr` of the transformation shows the values but c, and its attribute `resolved` has them
+    by name; where an argument is traced or a schedule, they are functions of the count. The
+    learning rate and the weight decay are also among `metrics`. benchmarks/README.md says how the
+    values were found, and what each technique is worth around each core.
 
     Args:
       learning_rate: the peak of eta_t; >= 0. A schedule is followed as it is, without another
@@ -161,15 +164,15 @@ def amac(
         and does 16 to 24 operations a weight times the smaller side of the kernel. A gradient does
         6 a weight times the batch: for a side of 1,024 and 500,000 tokens that is a hundredth, for
         128 and 64 examples most of the run. "adam" does a few dozen operations a weight. To spare a
-        head from Muon: `core=scale_by_orthogonal(0.9, exclude=("head",))` with `centralize=None,
-        clip_value=None, sync_period=None`.
+        head from Muon: `core=scale_by_orthogonal(0.9, exclude=("head",))`.
       epochs: how often the run passes over its data, > 0; steps times batch size over the number
         of examples. Without it, a run that repeats its data more than about ten times learns
-        more of their noise than it should.
+        more of their noise than it should. Leave it out where the data have no noise to learn.
       warmup_steps: in steps. Off: None or 0.
       end_ratio: the learning rate from `total_steps` on, as a share of the peak, in [0, 1]. Off: 1,
         a constant rate. At 0 averaging changes little.
-      b1: decay of the momentum of kernels in "muon", and of Adam's first moment; in [0, 1).
+      b1: decay of the momentum of kernels in "muon", which is Nesterov's, and of Adam's first
+        moment; in [0, 1).
       b2, eps: as in `adam`, for all leaves that Adam moves.
       momentum: mu; see `heavy_ball`. Off: None or 0.
       dampening: with mu, the learning rate has the same meaning as without momentum. At 0 its
@@ -193,9 +196,9 @@ def amac(
 
     Raises:
       ValueError: for an argument outside its range, for total_steps <= warmup_steps, or for
-        average_start > total_steps; for an unknown core; for `warmup_steps` or `end_ratio` beside
-        a schedule; with a core of your own, for the learning rate "auto" and for b1, b2 and eps;
-        from `init`, for complex parameters with `noise` or `clip_value`.
+        average_start > total_steps; for an unknown core; for a `warmup_steps` or an `end_ratio`
+        that is not off beside a schedule; with a core of your own, for the learning rate "auto" and
+        for b1, b2 and eps; from `init`, for complex parameters with `noise` or `clip_value`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -224,7 +227,8 @@ def amac(
     decay = auto_weight_decay(peak, epochs)
     around["weight_decay"] = _auto("weight_decay", around["weight_decay"], decay)
     if is_function(learning_rate):
-        _check_no_shape(warmup_steps=warmup_steps, end_ratio=end_ratio)
+        _check_no_shape("warmup_steps", warmup_steps, off=0)
+        _check_no_shape("end_ratio", end_ratio, off=1)
         warmup, end = None, None
         rate = peak
     else:
@@ -237,6 +241,8 @@ def amac(
         "learning_rate": peak, "warmup_steps": warmup, "end_ratio": end,
         **{name: around.get(name) for name in _AUTO},
     }  # fmt: skip
+    if not isinstance(core, str):
+        tx.resolved |= dict.fromkeys(("b1", "b2", "eps"))  # the core has its own
     return tx
 
 
@@ -268,7 +274,7 @@ def amac_techniques(
 
     Args:
       total_steps: the length of the run, in steps.
-      core: as in `amac`. Techniques around a core of your own are those of "adam".
+      core: as in `amac`. Around a core of your own the techniques are those of "muon".
       **techniques: keywords of `amac`, which explains them. A weight decay passes as it is: "auto"
         needs the learning rate, which only `amac` knows.
 
@@ -277,7 +283,7 @@ def amac_techniques(
       >>> tx = compose(optax.scale_by_lion(), 1e-4, **amac_techniques(1000))
     """
     automatic = {
-        **(_named(core) if isinstance(core, str) else CORES["adam"]).techniques,
+        **(_named(core).techniques if isinstance(core, str) else {}),
         "dampening": techniques.get("momentum"),
         "decay_floor": 0.7 if techniques.get("weight_decay") == "auto" else None,
         "slow_step_size": 0.8,
@@ -318,7 +324,9 @@ def _auto(name: str, value: Any, derived: Any, allowed: Range | None = None) -> 
     if isinstance(value, str):
         if value != "auto":
             expected = allowed or RANGES.get(name, NON_NEGATIVE)
-            raise ValueError(f"{name} must be 'auto' or {expected}, got {value!r}")
+            raise ValueError(
+                f"{name} must be 'auto' or {expected}, a schedule or an array, got {value!r}"
+            )
         return derived
     if allowed is not None:
         check(name, value, allowed)
@@ -326,7 +334,10 @@ def _auto(name: str, value: Any, derived: Any, allowed: Range | None = None) -> 
 
 
 def _check_own_core(core: Any, learning_rate: Any, **arguments: Any) -> None:
-    """Refuses what "auto" cannot know, and what would do nothing, with a core of the user's own."""
+    """Refuses what "auto" cannot know, and what would do nothing, with a core of the user's own.
+
+    Arrays pass, as everywhere: `optax.inject_hyperparams` hands over defaults as arrays.
+    """
     if not hasattr(core, "update"):
         raise ValueError(_cores(core))
     if isinstance(learning_rate, str):
@@ -335,14 +346,17 @@ def _check_own_core(core: Any, learning_rate: Any, **arguments: Any) -> None:
             f"got {learning_rate!r}"
         )
     for name, value in arguments.items():
+        if isinstance(value, jax.Array | np.ndarray):
+            continue
         if not is_number(value) or value != inspect.signature(amac).parameters[name].default:
             raise ValueError(f"{name} must be given to a core of your own itself, got {value!r}")
 
 
-def _check_no_shape(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if value is not None and not (isinstance(value, str) and value == "auto"):
-            raise ValueError(
-                f"{name} must be 'auto' with a schedule for the learning rate, which is followed "
-                f"as it is, got {value!r}"
-            )
+def _check_no_shape(name: str, value: Any, off: float) -> None:
+    """Refuses what would change the shape of a schedule that is followed as it is."""
+    is_off = value is None or (is_number(value) and value == off)
+    if not is_off and not (isinstance(value, str) and value == "auto"):
+        raise ValueError(
+            f"{name} must be 'auto' or {off} with a schedule for the learning rate, which is "
+            f"followed as it is, got {value!r}"
+        )

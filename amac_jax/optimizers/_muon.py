@@ -67,6 +67,8 @@ def muon(
       others_multiplier: c, a factor of the rate of `others`; >= 0.
       fan_in_axes: the rule that says which leaves are kernels, for the core and for techniques.
       weight_decay: lambda, of kernels, >= 0.
+      momentum: heavy ball on the steps themselves, beside b1, which is Muon's own momentum; see
+        `heavy_ball`. Off: None or 0.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
         skip_nonfinite, record_metrics.
