@@ -55,9 +55,17 @@ class Verdicts(dict):
             for (name, (difference, half, _)), p in zip(pairs.items(), corrected, strict=True)
         )
 
+    def names(self, sign: int) -> list[str]:
+        """The workloads on which the first is significantly better (1) or worse (-1)."""
+        return [name for name, (gain, _, p) in self.items() if sign * gain > 0 and p < LEVEL]
+
     def count(self, sign: int) -> int:
-        """On how many workloads the first is significantly better (1) or worse (-1)."""
-        return sum(sign * gain > 0 and p < LEVEL for gain, _, p in self.values())
+        return len(self.names(sign))
+
+    def listed(self, sign: int) -> str:
+        """Their number and their names."""
+        names = self.names(sign)
+        return f"{len(names)}: {', '.join(names)}" if names else "0"
 
     def cell(self, name: str) -> str:
         if name not in self:
@@ -152,14 +160,8 @@ def opponents_table(cells: Cells, kind: str) -> str:
         verdicts = Verdicts(cells, ("amac", kind), (name, "tuned"))
         if (name == "amac" and kind == "tuned") or not verdicts:
             continue
-        rows.append([f"`{name}`", *(named_list(verdicts, sign) for sign in (1, -1))])
+        rows.append([f"`{name}`", *(verdicts.listed(sign) for sign in (1, -1))])
     return table(["tuned", f"{WHAT[kind]} `amac` is better on", "and worse on"], rows)
-
-
-def named_list(verdicts: Verdicts, sign: int) -> str:
-    """The number and names of the workloads on which the first is better (1) or worse (-1)."""
-    names = [name for name, (gain, _, p) in verdicts.items() if sign * gain > 0 and p < LEVEL]
-    return f"{len(names)}: {', '.join(names)}" if names else "0"
 
 
 PAIRS = (  # what tells the share of the core, of the layout of kernels and of averaging
@@ -180,7 +182,7 @@ def pairs_table(cells: Cells) -> str:
         verdicts = Verdicts(cells, *pair)
         if verdicts:
             named = [f"`{name}`, {WHAT[kind]}" for name, kind in pair]
-            rows.append([*named, *(named_list(verdicts, sign) for sign in (1, -1))])
+            rows.append([*named, *(verdicts.listed(sign) for sign in (1, -1))])
     head = ["the first", "the second", "the first is better on", "and worse on"]
     return table(head, rows) if rows else ""
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import step_time
 
@@ -34,6 +35,23 @@ def test_step_time_prints_a_table_and_writes_figures_and_a_picture(tmp_path, cap
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     text = capsys.readouterr().out
     assert all(name in text for name in names)
+
+
+def test_an_interval_that_other_work_stretches_does_not_squeeze_the_picture(tmp_path, monkeypatch):
+    def row(ratio, high):
+        return {"ratio": ratio, "ratio_low": ratio / 2, "ratio_high": high}
+
+    size = {"parameters": 10, "leaves": 2, "dtype": "float32", "baseline": "muon"}
+    usual = {"job": "usual", **size, "variants": {"muon": row(1, 1), "amac": row(1.2, 1.5)}}
+    stretched = {"job": "hit", **size, "variants": {"muon": row(1, 1), "amac": row(1.2, 30)}}
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    step_time.draw([usual] * step_time.COLUMNS + [stretched], "cpu", tmp_path / "x.png")
+    first, *_, hit = [panel for panel in drawn[0].axes if panel.axison]
+    assert first.get_xlim()[1] == pytest.approx(1.25 * 1.5)
+    assert hit.get_xlim()[1] == pytest.approx(1.25 * 1.8 * 1.2)
+    assert [text.get_text() for text in hit.texts] == ["  1.00", "  1.20 → 30.0"]
+    assert len(drawn[0].axes) == 2 * step_time.COLUMNS
 
 
 def test_the_step_it_times_is_the_optimizer_s():

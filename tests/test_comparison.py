@@ -362,6 +362,11 @@ def test_verdicts_follow_the_sign_of_the_metric(short):
     assert "| `adamw` | 1: short | 0 |" in comparison_report.opponents_table(cells, "tuned")
     assert "`amac`" not in comparison_report.opponents_table(cells, "tuned").split("---")[-1]
     assert "| `amac` | 0 | 0 |" in comparison_report.opponents_table(cells, "default")
+    assert "Cores and layouts" not in comparison_report.sections(cells)
+    cells["short"]["amac-adam"] = made(high)
+    pairs = comparison_report.sections(cells)["Cores and layouts"]
+    assert "| `amac`, tuned | `amac-adam`, tuned | 1: short | 0 |" in pairs
+    assert "| `amac-adam`, tuned | `adamw`, tuned | 0 | 0 |" in pairs
     text = comparison_report.main_table(cells)
     assert "**+2.000 ± " in text
     assert "better on 1 of 1 workloads, worse on 0" in text
@@ -480,6 +485,7 @@ def test_the_ablation_is_recorded_reported_and_resumed(short, tmp_path, monkeypa
     assert (tmp_path / "muon" / "effects.png").stat().st_size > 1000
     text = capsys.readouterr().out
     assert "| centralize | +0 ± 0 |" in text  # a vector has no fan-in
+    assert "| seeds | 2 |" in text
     assert "### Added to Muon" in text
     monkeypatch.setattr(ablation, "run", None)
     monkeypatch.setattr(ablation, "report", lambda folder: None)  # drawn above

@@ -274,7 +274,7 @@ def amac_techniques(
 
     Args:
       total_steps: the length of the run, in steps.
-      core: as in `amac`. Around a core of your own the techniques are those of "muon".
+      core: as in `amac`. A core of your own has the same techniques around it as "muon".
       **techniques: keywords of `amac`, which explains them. A weight decay passes as it is: "auto"
         needs the learning rate, which only `amac` knows.
 
