@@ -195,7 +195,9 @@ def program(text: str) -> Part:
             elif opcode not in FREE and not opcode.endswith(("-done", "-update")):
                 kernels.append(Kernel(one.scope(), opcode, moved(one, types), one.modelled()))
                 if opcode == "copy":
-                    copies += [in_memory(one.type) // (2 if one.opcode == "copy-start" else 1)]
+                    sizes = arrays(one.type)[: 2 if one.opcode == "copy-start" else 1]
+                    if not any(space for _, space in sizes):  # from device memory, and to it
+                        copies.append(sizes[0][0])
                 if opcode in COLLECTIVES:
                     sent = sum(
                         size for operand in one.operands for size, _ in arrays(types[operand])

@@ -7,7 +7,7 @@ which makes it an Optax transformation. `compose` puts one boundary around a who
 
 import functools
 import inspect
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
 
@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax._core.hyperparameters import Hyperparameter, next_count
-from amac_jax._core.leaves import enter, in_dtypes_of, trained_only, widen
+from amac_jax._core.leaves import (
+    Entered,
+    each_leaf,
+    enter,
+    in_dtypes_of,
+    trained_only,
+    where,
+    widen,
+)  # fmt: skip
+from amac_jax._core.measures import Measure
 from amac_jax._core.paths import written_path
 from amac_jax._core.ranges import Range, check_arguments
 from amac_jax._core.types import Keywords, Tree
@@ -29,6 +38,28 @@ class Step(NamedTuple):
     learning_rate: jax.Array | float = 1.0  # eta_t in `compose`; 1 in any other chain
     extra_args: Keywords = MappingProxyType({})
     values: Mapping[str, jax.Array | None] = {}  # of the stage's hyperparameters
+    finite: jax.Array | None = None  # whether the step counts; None: every step counts
+    entered: Entered | None = None  # what the step works on; None: a part of it, or a trial
+
+    def counts(self, due: jax.Array) -> jax.Array:
+        """Whether something is done that is due: not at a step that is skipped."""
+        return due if self.finite is None else due & self.finite
+
+    def silenced(self, updates: Tree) -> Tree:
+        """The updates, or -0 at a step that is skipped: a parameter of -0 then stays one."""
+        if self.finite is None:
+            return updates
+        return where(self.finite, updates, jax.tree.map(lambda u: -jnp.zeros_like(u), updates))
+
+    def in_memory(self, params: Tree) -> Tree:
+        """The parameters as a conditional should read them: before they are widened."""
+        return params if self.entered is None else self.entered.received[1]
+
+    def landing(self, params: Tree, updates: Tree) -> Tree:
+        """The parameters after the step, which `optax.apply_updates` makes too."""
+        if self.entered is None:
+            return jax.tree.map(jnp.add, params, updates)
+        return self.entered.landing(updates)
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.values:
@@ -41,6 +72,7 @@ class Observation(NamedTuple):
 
     before: Tree  # updates
     after: Tree  # updates
+    previous: Tree  # the state before the step
     state: Tree  # after the step
     params: Tree
     step: Step
@@ -53,8 +85,13 @@ class Stage(NamedTuple):
     init: Callable[[Tree], Tree] = lambda params: optax.EmptyState()  # params in their own dtypes
     needs_params: bool = False
     refuses_complex: bool = False
-    metrics: Callable[[Observation], dict[str, jax.Array]] | None = None
+    metrics: Callable[[Observation], dict[str, Measure]] | None = None
     is_optimizer: bool | None = None  # whether updates point down; None: unknown, a foreign one
+    # Of a stage that multiplies all updates by one number: (updates, step) -> the number.
+    factor: Callable[[Tree, Step], jax.Array] | None = None
+    is_linear: bool = False  # it does to c times the updates c times what it does to them
+    lands: bool = False  # it reads where parameters land, and does nothing at a skipped step
+    is_chain: bool = False  # its `update` is `in_turn`, skipped steps included
     name: str = "core"
     hyperparameters: Mapping[str, tuple[Hyperparameter | None, Range]] = {}
 
@@ -105,6 +142,44 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return self.description or super().__repr__()
 
 
+def in_turn(
+    stages: Sequence[Stage], updates: Tree, states: Sequence[Tree], params: Tree, step: Step
+) -> tuple[Tree, list[Observation]]:
+    """One step of each stage in their order.
+
+    A factor of all updates waits until a stage that is not linear: what a linear stage reads is
+    then in memory as it came, and XLA need not write the product.
+
+    At a step that is skipped, updates are -0 where a stage lands and at the end, so that a
+    parameter of -0 stays what it is. States stay what they are, in the loops that write them.
+    """
+    seen: list[Observation] = []
+    factor, is_silenced = None, step.finite is None
+    for stage, state in zip(stages, states, strict=True):
+        its_step = stage.at(step, params)
+        if factor is not None and not stage.is_linear:
+            updates, factor = times(factor, updates), None
+        if stage.lands and not is_silenced:
+            updates, is_silenced = step.silenced(updates), True
+        before = updates
+        with jax.named_scope(stage.name):
+            if stage.factor is not None:
+                factor, new = stage.factor(before, its_step), state
+            else:
+                updates, new = stage.update(before, state, params, its_step)
+        if step.finite is not None and not stage.lands:
+            new = where(step.finite, in_dtypes_of(state, new), state)
+        seen.append(Observation(before, updates, state, new, params, its_step))
+    if factor is not None:
+        updates = times(factor, updates)
+    return updates if is_silenced else step.silenced(updates), seen
+
+
+def times(factor: jax.Array, updates: Tree) -> Tree:
+    """c u."""
+    return each_leaf(lambda u, factor: u * factor, updates, factor=factor)
+
+
 def transformation(stage: Stage, description: str = "") -> Transformation:
     """Puts the boundary around a stage.
 
@@ -116,12 +191,28 @@ def transformation(stage: Stage, description: str = "") -> Transformation:
 
     def update(updates: Tree, state: CountedState, params: Tree = None, **extra_args: Any):
         inside = enter(updates, params, extra_args)
-        step = stage.at(Step(state.count, extra_args=inside.extra_args), inside.params)
-        updates, inner = stage.update(inside.updates, state.inner, inside.params, step)
-        state = CountedState(next_count(state.count), in_dtypes_of(state.inner, inner))
+        updates, state = advanced(stage, inside, state)
         return inside.leave(updates), state
 
     return Transformation(init, update, stage, description)
+
+
+def advanced(
+    stage: Stage, inside: Entered, state: CountedState, finite: jax.Array | None = None
+) -> tuple[Tree, CountedState]:
+    """One step of a stage inside the boundary; where it is not `finite`, nothing changes."""
+    step = Step(state.count, extra_args=inside.extra_args, finite=finite, entered=inside)
+    if stage.is_chain:
+        step = stage.at(step, inside.params)
+        updates, inner = stage.update(inside.updates, state.inner, inside.params, step)
+    else:
+        updates, (seen,) = in_turn([stage], inside.updates, [state.inner], inside.params, step)
+        inner = seen.state
+    count = next_count(state.count)
+    return updates, CountedState(
+        count if finite is None else jnp.where(finite, count, state.count),
+        in_dtypes_of(state.inner, inner),
+    )
 
 
 def stage_of(tx: optax.GradientTransformation | Stage, argument: str = "tx") -> Stage:

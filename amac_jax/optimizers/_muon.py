@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.cores import core_stage
 from amac_jax._core.hyperparameters import Hyperparameter, is_number, step_number
-from amac_jax._core.leaves import each_leaf, zeros_like
+from amac_jax._core.leaves import each_leaf, is_explicit, zeros_like
 from amac_jax._core.moments import abs_square, bias_corrected, moving_average
 from amac_jax._core.paths import check_fits, check_patterns, first_fit, is_masked
 from amac_jax._core.polar import MINIMAX, Quintic, polar_factor
@@ -237,9 +237,8 @@ def scale_by_orthogonal(
             for o, leaf in zip(factors, kernels_of(momentum, axes_of), strict=True)
         )
         rest_params = None if params is None else parted(params, axes_of)[1]
-        rest, others_state = inner.update(
-            rest, state.others, rest_params, inner.at(step, rest_params)
-        )
+        its_step = inner.at(step._replace(entered=None), rest_params)
+        rest, others_state = inner.update(rest, state.others, rest_params, its_step)
         rest = each_leaf(lambda d, m: m * d, rest, m=step.others_multiplier)
         return joined(direction, rest), ScaleByOrthogonalState(mu, nu, others_state)
 
@@ -352,11 +351,6 @@ def evened(
 
 def sizes(kernel: jax.Array, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(kernel.shape[axis] for axis in axes)
-
-
-def is_explicit(x: jax.Array) -> bool:
-    """Whether the program says where this array lies, and XLA does not choose."""
-    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
 def is_finite(value: object) -> bool:

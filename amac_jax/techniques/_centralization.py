@@ -11,6 +11,7 @@ from jax.tree_util import KeyPath
 
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
+from amac_jax._core.leaves import is_explicit
 from amac_jax._core.ranges import STRENGTH
 from amac_jax._core.types import Tree
 from amac_jax.kernels import FanInRule, check_rule
@@ -77,9 +78,32 @@ def centralize(strength: Hyperparameter = 1.0, *, fan_in_axes: FanInRule | None 
 
         return jax.tree_util.tree_map_with_path(centralized, updates), state
 
-    return Stage(update, init)
+    return Stage(update, init, is_linear=True)
 
 
 def centered(gradient: jax.Array, strength: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """g - s mean(g), with the mean over the fan-in axes."""
-    return gradient - strength * jnp.mean(gradient, axis=axes, keepdims=True)
+    size = math.prod(gradient.shape[axis] for axis in axes)
+    return gradient - strength * (fan_in_sum(gradient, axes) / size)
+
+
+PARTS = 16
+"""The parts of a long fan-in axis that are summed side by side."""
+
+
+def fan_in_sum(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The sum over the fan-in axes, which are kept with length 1.
+
+    A long axis is summed in parts, and then the parts: a GPU has a block of threads for 64 columns
+    of each part, and without parts most of its processors would have none.
+    """
+    longest = max(axes, key=lambda axis: leaf.shape[axis])
+    length = leaf.shape[longest]
+    is_whole = length % PARTS or length < 8 * PARTS or longest == leaf.ndim - 1
+    if is_whole or is_explicit(leaf):
+        return jnp.sum(leaf, axis=axes, keepdims=True)
+    shape = (*leaf.shape[:longest], PARTS, length // PARTS, *leaf.shape[longest + 1 :])
+    within = [axis + (axis >= longest) for axis in axes]
+    of_parts = jnp.sum(leaf.reshape(shape), axis=tuple(within), keepdims=True)
+    # Without the barrier XLA makes the two sums one again.
+    return jnp.sum(jax.lax.optimization_barrier(of_parts), axis=longest)

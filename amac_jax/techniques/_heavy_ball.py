@@ -8,7 +8,8 @@ from jax import Array
 
 from amac_jax._core.boundary import Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
-from amac_jax._core.leaves import each_leaf, global_norm, zeros_like
+from amac_jax._core.leaves import each_leaf, zeros_like
+from amac_jax._core.measures import Measure, Norm
 from amac_jax._core.ranges import DECAY, UNIT
 from amac_jax._core.types import Tree
 
@@ -66,8 +67,8 @@ def heavy_ball(decay: Hyperparameter, *, dampening: Hyperparameter = 0.0) -> Sta
         velocity = each_leaf(accelerated, state.velocity, updates, decay=step.decay, share=share)
         return velocity, HeavyBallState(velocity)
 
-    def metrics(seen: Observation) -> dict[str, Array]:
-        return {"momentum_norm": global_norm(seen.state.velocity)}
+    def metrics(seen: Observation) -> dict[str, Measure]:
+        return {"momentum_norm": Norm(seen.state.velocity)}
 
     return Stage(update, init, metrics=metrics)
 

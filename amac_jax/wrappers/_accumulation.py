@@ -13,6 +13,7 @@ from amac_jax._core.hyperparameters import Hyperparameter, is_number, next_count
 from amac_jax._core.leaves import enter, in_dtypes_of, trained_only, widen, zeros_like
 from amac_jax._core.ranges import COUNT, checked
 from amac_jax._core.types import Tree
+from amac_jax._core.xla import only_when
 
 
 class AccumulateGradientsState(NamedTuple):
@@ -106,18 +107,16 @@ def accumulate_gradients(
         due = gathered >= whole_value_at(steps, state.applied)
         mean = jax.tree.map(lambda m, g: running_mean(m, g, gathered), state.mean, inside.updates)
 
-        def apply(mean: Tree, inner: Tree) -> tuple[Tree, Tree]:
+        def apply(kept: tuple[Tree, Tree], mean: Tree) -> tuple[Tree, Tree]:
+            inner = kept[1]
             new, after = updated_by(tx, mean, inner, inside.params, inside.extra_args)
             return optax.tree.cast_like(new, mean), in_dtypes_of(inner, after)
 
-        def wait(mean: Tree, inner: Tree) -> tuple[Tree, Tree]:
-            return jax.tree.map(jnp.zeros_like, mean), inner
-
-        if always_due:  # `cond` would be compiled, and so rounded, otherwise than plain `tx`
-            new, inner = apply(mean, state.inner)
+        kept = jax.tree.map(jnp.zeros_like, mean), state.inner
+        if always_due:  # a conditional would be compiled, and so rounded, otherwise than plain `tx`
+            new, inner = apply(kept, mean)
         else:
-            # `wait` is the false branch: XLA copies every buffer if the branches are exchanged.
-            new, inner = jax.lax.cond(due, apply, wait, mean, state.inner)
+            new, inner = only_when(due, apply, kept, mean)
         return inside.leave(new), AccumulateGradientsState(
             gathered=jnp.where(due, 0, gathered),
             applied=jnp.where(due, next_count(state.applied), state.applied),

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax._core.boundary import Transformation, described
-from amac_jax._core.leaves import enter, trained_only
+from amac_jax._core.boundary import Transformation, advanced, described, updated_by
+from amac_jax._core.hyperparameters import next_count
+from amac_jax._core.leaves import all_finite, enter, in_dtypes_of, trained_only, where
 from amac_jax._core.types import Tree
 
 
@@ -36,23 +37,33 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:
       >>> optax.apply_updates(jnp.array([1.0, -0.0]), updates), int(state.total_notfinite)
       (Array([ 1., -0.], dtype=float32), 1)
     """
-    skipping = optax.with_extra_args_support(
-        optax.apply_if_finite(tx, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
-    )
+    stage = tx.stage if isinstance(tx, Transformation) else None
+    zero = jnp.zeros([], jnp.int32)
 
-    def init(params: Tree) -> Tree:
-        return skipping.init(trained_only(params))
+    def init(params: Tree) -> optax.ApplyIfFiniteState:
+        inner = tx.init(trained_only(params))
+        return optax.ApplyIfFiniteState(zero, jnp.array(True), zero, inner)
 
     def update(
-        updates: Tree, state: Tree, params: Tree = None, **extra_args: Any
+        updates: Tree, state: optax.ApplyIfFiniteState, params: Tree = None, **extra_args: Any
     ) -> tuple[Tree, Tree]:
         inside = enter(updates, params, extra_args)
-        new, state = skipping.update(inside.updates, state, inside.params, **inside.extra_args)
-        assert isinstance(state, optax.ApplyIfFiniteState)
-
-        def or_nothing(update: jax.Array) -> jax.Array:
-            return jnp.where(state.last_finite, update, -jnp.zeros_like(update))
-
-        return inside.leave(jax.tree.map(or_nothing, new)), state
+        finite = all_finite(inside.updates)
+        if stage is not None:
+            new, inner = advanced(stage, inside, state.inner_state, finite)
+        else:
+            new, after = updated_by(
+                tx, inside.updates, state.inner_state, inside.params, inside.extra_args
+            )
+            inner = where(finite, in_dtypes_of(state.inner_state, after), state.inner_state)
+            new = where(finite, new, jax.tree.map(lambda u: -jnp.zeros_like(u), new))
+        return inside.leave(new), optax.ApplyIfFiniteState(
+            notfinite_count=jnp.where(finite, 0, next_count(state.notfinite_count)),
+            last_finite=finite,
+            total_notfinite=jnp.where(
+                finite, state.total_notfinite, next_count(state.total_notfinite)
+            ),
+            inner_state=inner,
+        )
 
     return Transformation(init, update, description=described("skip_nonfinite", {"tx": tx}))
