@@ -493,9 +493,10 @@ def some_of(known: dict[str, Any], names: list[str], what: str, parser: Any) -> 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = options.parser("The optimizer step, compiled for devices that are not there.")
-    options.add_choice(
-        parser, "--targets", targets.TARGETS, ["h100"], f", of {', '.join(targets.TARGETS)}"
-    )
+    parser.add_argument(
+        "--targets", nargs="+", choices=targets.TARGETS, default=["h100"], metavar="NAME",
+        help=f"some of: {', '.join(targets.TARGETS)}",
+    )  # fmt: skip
     parser.add_argument("--size", choices=SIZES, default="10M", help="parameters")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
