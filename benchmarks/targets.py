@@ -17,6 +17,7 @@ os.environ.update(
     TPU_WORKER_ID="0",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # two processes abort without it
     TPU_LOG_DIR="disabled",
+    JAX_ENABLE_COMPILATION_CACHE="false",  # a program without its device cannot be loaded
 )
 # The GPU compiler writes its estimate of a kernel's time beside the kernel.
 COST_MODEL = "--xla_gpu_collect_cost_model_stats=true"

@@ -25,7 +25,9 @@ FAST_COMPILATION = " ".join(
 # XLA ends the process at a flag that it does not know, as jaxlib 0.11 and 0.12 do at the third one.
 KNOWN = tuple(map(int, version("jaxlib").split(".")[:2])) <= (0, 10)
 SOAK = os.environ.get("AMAC_JAX_SOAK") == "1"
-if KNOWN and not SOAK and FAST_COMPILATION not in os.environ.get("XLA_FLAGS", ""):
+# What is compiled for accelerators is compiled as users do.
+ACCELERATORS = os.environ.get("AMAC_JAX_ACCELERATORS") == "1"
+if KNOWN and not SOAK and not ACCELERATORS and FAST_COMPILATION not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"
 
 ROOT = Path(__file__).parents[1]
