@@ -13,7 +13,8 @@ import pytest
 
 # Most tests compare numbers of programs that run once, and most of their time was XLA's. So it
 # optimizes less: the same operations on the same arrays, compiled three times as fast. The soak
-# compiles as users do, and the gates of test_cost.py read the loops that users get.
+# and .ci/accelerators compile as users do, and the gates of test_cost.py read the loops that users
+# get.
 FAST_COMPILATION = " ".join(
     (
         "--xla_backend_optimization_level=0",
@@ -25,9 +26,8 @@ FAST_COMPILATION = " ".join(
 # XLA ends the process at a flag that it does not know, as jaxlib 0.11 and 0.12 do at the third one.
 KNOWN = tuple(map(int, version("jaxlib").split(".")[:2])) <= (0, 10)
 SOAK = os.environ.get("AMAC_JAX_SOAK") == "1"
-# What is compiled for accelerators is compiled as users do.
-ACCELERATORS = os.environ.get("AMAC_JAX_ACCELERATORS") == "1"
-if KNOWN and not SOAK and not ACCELERATORS and FAST_COMPILATION not in os.environ.get("XLA_FLAGS", ""):
+AS_USERS_DO = SOAK or os.environ.get("AMAC_JAX_ACCELERATORS") == "1"
+if KNOWN and not AS_USERS_DO and FAST_COMPILATION not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"
 
 ROOT = Path(__file__).parents[1]

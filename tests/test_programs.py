@@ -176,8 +176,11 @@ def test_a_branch_s_own_conditional_counts_in_the_branch_s_share():
 }
 """
     )
-    body = "  ROOT %c = f32[100,10] conditional(%due, %a, %a), branch_computations={%keep, %middle}"
-    assert entry(body, middle).expected(lambda _: 0.5) == 0.25 * 2 * MATRIX
+    body = "  ROOT %c = f32[100,10] conditional(%due, %a, %a), branch_computations={%fold, %middle}"
+    part = entry(body, middle)
+    inner = 0.25 * 2 * MATRIX  # the cheaper branch, where `fold` is the dearer
+    assert part.expected(lambda _: 0.25) == 0.25 * 2 * MATRIX + 0.75 * inner
+    assert len(list(part.everywhere())) == 5
 
 
 def test_a_loop_counts_once():
