@@ -72,7 +72,7 @@ class Part(NamedTuple):
     """What a computation moves and runs, without the branches of its conditionals."""
 
     kernels: tuple[Kernel, ...]
-    copies: tuple[int, ...]  # the bytes of every array that is copied as it is
+    copies: tuple[int, ...]  # the bytes of every array that is copied within device memory
     collectives: tuple[tuple[str, int], ...]  # kind, bytes
     loops: int
     conditionals: tuple[Conditional, ...]
@@ -194,16 +194,21 @@ def program(text: str) -> Part:
                 conditionals += inner.conditionals
             elif opcode not in FREE and not opcode.endswith(("-done", "-update")):
                 kernels.append(Kernel(one.scope(), opcode, moved(one, types), one.modelled()))
-                if opcode == "copy":
-                    sizes = arrays(one.type)[: 2 if one.opcode == "copy-start" else 1]
-                    if not any(space for _, space in sizes):  # from device memory, and to it
-                        copies.append(sizes[0][0])
+                copies += copied(one, types)
                 if opcode in COLLECTIVES:
                     sent = sum(
                         size for operand in one.operands for size, _ in arrays(types[operand])
                     )
                     collectives.append((opcode, sent))
         return Part(tuple(kernels), tuple(copies), tuple(collectives), loops, tuple(conditionals))
+
+    def copied(one: Instruction, types: dict[str, str]) -> list[int]:
+        if one.opcode.removesuffix("-start") != "copy":
+            return []
+        arrived = arrays(one.type)[: 1 if one.opcode == "copy-start" else None]
+        ends = zip(arrived, arrays(types[one.operands[0]]), strict=True)
+        # Between device memory and fast memory nothing is copied: it is fetched, or stored.
+        return [size for (size, to), (_, source) in ends if to == source == 0]
 
     def moved(one: Instruction, types: dict[str, str]) -> float:
         if one.opcode == "copy-start":  # (to, from, a flag)

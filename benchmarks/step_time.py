@@ -27,35 +27,32 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 import options
+from steps import (
+    BASELINE,
+    STEPS,
+    amac,
+    bytes_per_parameter,
+    count_of,
+    every,
+    lowered,
+    optax_muon,
+)
 from tqdm import tqdm
 from workloads import ALL
 
 import amac_jax
-from amac_jax.optimizers import EVERY_TECHNIQUE, MINIMAX, NEWTON_SCHULZ, amac_techniques
+from amac_jax.optimizers import MINIMAX, NEWTON_SCHULZ, amac_techniques
 
-STEPS = 5  # a sample; the period of lookahead and averaging
 # The least traffic of float32 parameters, a parameter: gradient, moments and parameters; one step
 # in five slow weights and average; velocity.
 LEAST_BYTES = {"optax.adamw": 28.0, "amac, core='adam'": 31.2, "amac, everything": 39.2}
-
-
-def amac(**techniques: Any) -> optax.GradientTransformationExtraArgs:
-    # Averaging from the first synchronization on: the dearest part of a run, the last quarter.
-    techniques.setdefault("average_start", STEPS)
-    return amac_jax.amac(1e-3, 10**6, **techniques)
-
-
-def every(**techniques: Any) -> optax.GradientTransformationExtraArgs:
-    return amac(**{**EVERY_TECHNIQUE, **techniques})
 
 
 def adamw(**techniques: Any) -> optax.GradientTransformationExtraArgs:
     return amac_jax.adamw(1e-3, **techniques)
 
 
-BASELINE = "optax.adamw"
 VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     BASELINE: lambda: optax.adamw(1e-3),
     "amac": amac,
@@ -74,7 +71,7 @@ VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "everything, record_metrics=True": lambda: every(record_metrics=True),
     "everything, skip_nonfinite=True": lambda: every(skip_nonfinite=True),
     "everything, state_dtype='bfloat16'": lambda: every(state_dtype="bfloat16"),
-    "optax.contrib.muon": lambda: optax.contrib.muon(1e-3, weight_decay=0.1, consistent_rms=0.2),
+    "optax.contrib.muon": optax_muon,
     "muon": lambda: amac_jax.muon(1e-3),
     "muon, three quintics": lambda: amac_jax.muon(1e-3, quintics=MINIMAX[3]),
     "muon, five of the first Muon": lambda: amac_jax.muon(1e-3, quintics=NEWTON_SCHULZ),
@@ -104,35 +101,8 @@ def parameters(size: int, leaves: int, dtype: Any = jnp.float32) -> dict[str, An
     }
 
 
-def lowered(tx: optax.GradientTransformation, params: Any, models: int = 1) -> Any:
-    """The donated step of `tx`, ready to compile; nothing is allocated.
-
-    With `models` > 1 the leaves have a leading axis of that length, and the step is vmapped.
-    """
-
-    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    shapes = jax.eval_shape(lambda params: params, params)
-    if models > 1:
-        step, tx = jax.vmap(step), tx._replace(init=jax.vmap(tx.init))
-    return jax.jit(step, donate_argnums=(0, 1)).lower(
-        shapes, jax.eval_shape(tx.init, params), shapes
-    )
-
-
-def count_of(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def bytes_per_parameter(program: Any, params: Any) -> float:
-    """What the compiled program says it reads and writes, a conditional at its dearer branch."""
-    return program.cost_analysis()["bytes accessed"] / count_of(params)
-
-
 class Runner(NamedTuple):
-    """Something that takes `STEPS` steps and returns when they are done."""
+    """Something that takes a sample, `STEPS` steps, and returns when they are done."""
 
     run: Callable[[], None]
     facts: dict[str, Any]

@@ -17,6 +17,7 @@ os.environ.update(
     TPU_WORKER_ID="0",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # two processes abort without it
     TPU_LOG_DIR="disabled",
+    JAX_ENABLE_COMPILATION_CACHE="false",  # a program without its device cannot be loaded
 )
 # The GPU compiler writes its estimate of a kernel's time beside the kernel.
 COST_MODEL = "--xla_gpu_collect_cost_model_stats=true"
@@ -67,6 +68,11 @@ def devices(target: str, mesh: bool = False) -> list[Any]:
             f"no compiler for {target}: install amac_jax[accelerators] ({str(error)[:200]})"
         ) from error
     return list(topology.devices)
+
+
+def platform_of(target: str) -> str:
+    """What `jax.default_backend()` says on a machine with the target."""
+    return "gpu" if target in GPUS else "tpu" if target in TPUS else target
 
 
 def specification(target: str) -> str:

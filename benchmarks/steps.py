@@ -1,0 +1,62 @@
+"""The optimizer step that benchmarks compile, and the optimizers that several of them build."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+
+import amac_jax
+from amac_jax.optimizers import EVERY_TECHNIQUE
+
+STEPS = 5  # the period of lookahead and averaging
+BASELINE = "optax.adamw"
+
+
+def amac(**techniques: Any) -> optax.GradientTransformationExtraArgs:
+    # Averaging from the first synchronization on: the dearest part of a run, the last quarter.
+    techniques.setdefault("average_start", STEPS)
+    return amac_jax.amac(1e-3, 10**6, **techniques)
+
+
+def every(**techniques: Any) -> optax.GradientTransformationExtraArgs:
+    return amac(**{**EVERY_TECHNIQUE, **techniques})
+
+
+def optax_muon() -> optax.GradientTransformation:
+    return optax.contrib.muon(1e-3, weight_decay=0.1, consistent_rms=0.2)
+
+
+def step_of(tx: optax.GradientTransformation, **extra_args: Any) -> Callable[..., Any]:
+    """(parameters, state, gradients) -> new parameters and state."""
+    tx = optax.with_extra_args_support(tx)
+
+    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradients, state, params, **extra_args)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def lowered(tx: optax.GradientTransformation, params: Any, models: int = 1) -> Any:
+    """The donated step of `tx`, ready to compile; nothing is allocated.
+
+    With `models` > 1 the leaves have a leading axis of that length, and the step is vmapped.
+    """
+    step = step_of(tx)
+    shapes = jax.eval_shape(lambda params: params, params)
+    if models > 1:
+        step, tx = jax.vmap(step), tx._replace(init=jax.vmap(tx.init))
+    return jax.jit(step, donate_argnums=(0, 1)).lower(
+        shapes, jax.eval_shape(tx.init, params), shapes
+    )
+
+
+def count_of(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def bytes_per_parameter(program: Any, params: Any) -> float:
+    """What the compiled program says it reads and writes, a conditional at its dearer branch."""
+    return program.cost_analysis()["bytes accessed"] / count_of(params)
