@@ -42,7 +42,6 @@ from amac_jax.optimizers import EVERY_TECHNIQUE, MINIMAX, NEWTON_SCHULZ, amac_te
 
 STEPS = 5  # a sample; the period of lookahead and averaging
 LEAST_ROUNDS = 3  # of a group, where time is short
-COMPILE_SHARE = 0.6  # of the time that there is: after it no variant begins to compile
 FUSED, FOREACH = "torch.optim.AdamW(fused=True)", "torch.optim.AdamW(foreach=True)"
 # The least traffic of float32 parameters, a parameter: gradient, moments and parameters; one step
 # in five slow weights and average; velocity.
@@ -424,6 +423,7 @@ def measure(
     with_torch: bool = True,
     room: float | None = None,
     until: float = math.inf,
+    compile_share: float = 0.85,
     save: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """One configuration: every variant's times, round by round.
@@ -433,7 +433,8 @@ def measure(
       names: of `VARIANTS` and `OPTIONS`, the baseline among them.
       with_torch: whether PyTorch's AdamW is timed too.
       room: the bytes that all may use together; None: what the device has.
-      until: of `time.perf_counter`, when rounds end and no variant begins to compile any more.
+      until: of `time.perf_counter`, when rounds end.
+      compile_share: the share of the time until then after which no variant begins to compile.
       save: called with the result as far as it is, after every program and every group.
     """
     began = time.perf_counter()
@@ -459,7 +460,7 @@ def measure(
     }
     made: dict[str, Compiled] = {}
     for name in tqdm(names, desc=f"{what}: compiling", **BAR):
-        if made and time.perf_counter() > began + COMPILE_SHARE * (until - began):
+        if made and time.perf_counter() > began + compile_share * (until - began):
             untimed[name] = {"not_run": "no time was left to compile it"}
             continue
         try:
@@ -500,7 +501,9 @@ def measure(
         if baseline not in times:
             raise RuntimeError(f"the baseline {baseline} did not run: {failed[baseline]}")
         if copies:  # in the first group alone
-            speeds = {name: moved / statistics.median(times[name]) for name in copies}
+            speeds = {
+                name: moved / statistics.median(times[name]) for name in copies if name in times
+            }
             result["copies_GB_per_s"] = {name: speed / 1e9 for name, speed in speeds.items()}
             bandwidth, copies = max(speeds.values()), {}
             result["copy_GB_per_s"] = bandwidth / 1e9

@@ -73,6 +73,7 @@ PROMOTE = {
     *("test_augmentation", "test_checkpoints", "test_compare_optimizers", "test_distributed_mnist"),
     *("test_landscapes_example", "test_mnist", "test_mnist_cnn"),  # examples/
     *("test_benchmarks", "test_comparison", "test_short_runs", "test_stage_order"),  # benchmarks/
+    "test_on_gpu",
     *("test_clients", "test_frameworks", "test_optax_suite"),  # other libraries
     *("test_equinox_modules", "test_kernels"),
 }
