@@ -52,24 +52,25 @@ import options
 import programs
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
-from steps import BASELINE, STEPS, amac, count_of, every, optax_muon, step_of
+from steps import (
+    BASELINE,
+    METRICS_PERIOD,
+    STEPS,
+    amac,
+    count_of,
+    every,
+    optax_muon,
+    share_of_steps,
+    step_of,
+    transformer,
+)  # fmt: skip
 from tqdm import tqdm
 
 import amac_jax
 
-METRICS_PERIOD = 20
-SHARES = {
-    "lookahead": 1 / STEPS,
-    "average_weights": 1 / STEPS,
-    "record_metrics": 1 / METRICS_PERIOD,
-    "skip_nonfinite": 1.0,
-}
-"""The share of the steps that take the dearer branch of a technique's conditional."""
+SIZES = {"1M": (4, 128), "10M": (12, 256), "100M": (14, 768), "1B": (20, 2048)}
+"""Layers and width of a transformer with about so many parameters."""
 
-SIZES = {"1M": (128, 4), "10M": (256, 12), "100M": (768, 14), "1B": (2048, 20)}
-"""Width and layers of a transformer with about so many parameters."""
-
-TOKENS = 1024
 CHIPS = 8
 MESHES = {"fsdp": (CHIPS, 1), "tensor": (1, CHIPS), "both": (2, CHIPS // 2)}
 """The devices along the mesh's axes "data" and "model"."""
@@ -124,28 +125,6 @@ def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
         if is_function and next(iter(signature(factory).parameters)) in ("learning_rate", "lr"):
             found[name] = factory
     return found
-
-
-def transformer(size: str, dtype: str) -> dict[str, Any]:
-    """The shapes of an embedding, of four kernels a layer and of a head."""
-    width, layers = SIZES[size]
-
-    def kernel(*shape: int) -> dict[str, Any]:
-        return {"kernel": jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))}
-
-    return {
-        "embedding": {"embedding": jax.ShapeDtypeStruct((TOKENS, width), jnp.dtype(dtype))},
-        **{
-            f"layer_{i}": {
-                "qkv": kernel(width, 3 * width),
-                "out": kernel(width, width),
-                "up": kernel(width, 4 * width),
-                "down": kernel(4 * width, width),
-            }
-            for i in range(layers)
-        },
-        "head": kernel(width, TOKENS),
-    }
 
 
 class Place(NamedTuple):
@@ -220,19 +199,6 @@ def compile_step(
     began = time.perf_counter()
     compiled = lowered.compile()
     return Program(compiled, state, time.perf_counter() - began)
-
-
-def share_of_steps(scope: str) -> float:
-    """How many of the steps take the dearer branch of the conditional with this scope.
-
-    Example:
-      >>> share_of_steps("jit(step)/skip_nonfinite/cond/branch_1_fun/lookahead/cond")
-      0.2
-      >>> share_of_steps("jit(step)/cond")
-      1.0
-    """
-    known = [SHARES[part] for part in scope.split("/") if part in SHARES]
-    return known[-1] if known else 1.0
 
 
 def least_bytes(params: Any, state: Any) -> float:
@@ -374,7 +340,7 @@ def compile_variants(
     for name in names:
         make, dtype = VARIANTS[name]
         dtype = dtype or args.dtype
-        params = transformer(args.size, dtype)
+        params = transformer(*SIZES[args.size], dtype)
         try:
             if dtype not in baselines:
                 program = compile_step(VARIANTS[BASELINE].make(), params, place)
@@ -544,7 +510,7 @@ def main(argv: list[str] | None = None) -> int:
         "command": " ".join(["python", "benchmarks/accelerator.py", *(argv or sys.argv[1:])]),
         "versions": versions(),
         "size": args.size,
-        "parameters": count_of(transformer(args.size, args.dtype)),
+        "parameters": count_of(transformer(*SIZES[args.size], args.dtype)),
         "results": [],
     }
     kind, names = (

@@ -4,14 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
 import amac_jax
 from amac_jax.optimizers import EVERY_TECHNIQUE
+from amac_jax.techniques._weight_decay import MEASURED_EVERY
 
 STEPS = 5  # the period of lookahead and averaging
+METRICS_PERIOD = 20  # of metrics that are not recorded at every step
 BASELINE = "optax.adamw"
+SHARES = {
+    "lookahead": 1 / STEPS,
+    "average_weights": 1 / STEPS,
+    "record_metrics": 1 / METRICS_PERIOD,
+    "decay_weights": 1 / MEASURED_EVERY,
+}
+"""The share of the steps that take the dearer branch of a technique's conditional."""
 
 
 def amac(**techniques: Any) -> optax.GradientTransformationExtraArgs:
@@ -60,3 +70,42 @@ def count_of(params: Any) -> int:
 def bytes_per_parameter(program: Any, params: Any) -> float:
     """What the compiled program says it reads and writes, a conditional at its dearer branch."""
     return program.cost_analysis()["bytes accessed"] / count_of(params)
+
+
+def transformer(layers: int, width: int, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """The shapes of an embedding of 1,024 tokens, of four kernels a layer and of a head.
+
+    Example:
+      >>> shapes = transformer(14, 768)
+      >>> f"{count_of(shapes) / 1e6:.1f}M in {len(jax.tree.leaves(shapes))}"
+      '100.7M in 58'
+    """
+    tokens = 1024
+
+    def leaf(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+    layer = {
+        "qkv": {"kernel": leaf(width, 3 * width)},
+        "out": {"kernel": leaf(width, width)},
+        "up": {"kernel": leaf(width, 4 * width)},
+        "down": {"kernel": leaf(4 * width, width)},
+    }
+    return {
+        "embedding": {"embedding": leaf(tokens, width)},
+        **{f"layer_{i}": layer for i in range(layers)},
+        "head": {"kernel": leaf(width, tokens)},
+    }
+
+
+def share_of_steps(scope: str) -> float:
+    """How many of the steps take the dearer branch of the conditional with this scope.
+
+    Example:
+      >>> share_of_steps("jit(step)/record_metrics/cond/branch_1_fun/lookahead/cond")
+      0.2
+      >>> share_of_steps("jit(step)/cond")
+      1.0
+    """
+    known = [SHARES[part] for part in scope.split("/") if part in SHARES]
+    return known[-1] if known else 1.0

@@ -113,7 +113,7 @@ def test_the_optimizers_are_all_that_begin_with_a_learning_rate():
 
 
 def test_every_variant_can_be_built():
-    params = accelerator.transformer("1M", "bfloat16")
+    params = accelerator.transformer(*accelerator.SIZES["1M"], "bfloat16")
     for make, _ in accelerator.VARIANTS.values():
         jax.eval_shape(make().init, params)
 
@@ -157,7 +157,7 @@ def test_the_examples_of_the_docstrings():
 def test_parameters_are_sharded_by_fan_in_by_columns_and_rows_or_both(monkeypatch):
     monkeypatch.setattr(accelerator, "Mesh", lambda devices, names: (devices.shape, names))
     monkeypatch.setattr(accelerator, "NamedSharding", lambda mesh, spec: (mesh[0], tuple(spec)))
-    params = accelerator.transformer("1M", "float32")
+    params = accelerator.transformer(*accelerator.SIZES["1M"], "float32")
 
     def of(mesh):
         shardings, other = accelerator.Place("v5e", mesh, list(range(8))).shardings(params)
