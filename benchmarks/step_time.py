@@ -156,7 +156,7 @@ def nbytes_of(tree: Any) -> int:
 
 
 def moved_by(program: Any, params: Any) -> dict[str, float]:
-    """What `programs` reads from a compiled step, of which one in five synchronizes and averages."""
+    """What `programs` reads from a compiled step, its conditionals by how often they are due."""
     part = programs.facts(program)
     everywhere = list(part.everywhere())
     return {

@@ -21,7 +21,7 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the target c
 @pytest.fixture
 def small(monkeypatch):
     """A transformer that compiles in a second."""
-    monkeypatch.setitem(accelerator.SIZES, "1M", (32, 1))
+    monkeypatch.setitem(accelerator.SIZES, "1M", (1, 32))
 
 
 @on_cpu

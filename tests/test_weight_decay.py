@@ -197,9 +197,9 @@ def test_cautious_decay_of_weights_without_updates_does_nothing():
 def with_floor(params, updates, share, rho):
     """The equation in NumPy, for one leaf: the weights after each step."""
     theta = first = float64(params)
+    n = np.nan
     for count, u in enumerate(updates):
-        if count % 20 == 0:
-            n = np.linalg.norm(theta)
+        n = np.linalg.norm(theta) if count % 20 == 0 else n
         most = 1 - (rho * np.linalg.norm(first) / n) ** (1 / 20)
         theta = theta + float64(u) - np.clip(most, 0.0, share) * theta
         yield theta

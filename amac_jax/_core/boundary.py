@@ -5,6 +5,8 @@ least float32, and the values of its hyperparameters. `technique` puts the bound
 which makes it an Optax transformation. `compose` puts one boundary around a whole chain of stages.
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -40,6 +42,11 @@ class Step(NamedTuple):
     values: Mapping[str, jax.Array | None] = {}  # of the stage's hyperparameters
     finite: jax.Array | None = None  # whether the step counts; None: every step counts
     entered: Entered | None = None  # what the step works on; None: a part of it, or a trial
+
+    @classmethod
+    def into(cls, inside: Entered, count: jax.Array, finite: jax.Array | None = None) -> Step:
+        """The step that works on what has entered."""
+        return cls(count, extra_args=inside.extra_args, finite=finite, entered=inside)
 
     def counts(self, due: jax.Array) -> jax.Array:
         """Whether something is done that is due: not at a step that is skipped."""
@@ -119,6 +126,13 @@ class CountedState(NamedTuple):
     count: jax.Array  # () int32: the updates made; stops at the largest int32
     inner: Tree
 
+    def after(self, inner: Tree, finite: jax.Array | None = None) -> CountedState:
+        """The state after a step, which counts if it is finite."""
+        count = next_count(self.count)
+        if finite is not None:
+            count = jnp.where(finite, count, self.count)
+        return CountedState(count, in_dtypes_of(self.inner, inner))
+
 
 class Transformation(optax.GradientTransformationExtraArgs):
     """An Optax transformation that keeps its stage, and whose `repr` describes it."""
@@ -180,39 +194,35 @@ def times(factor: jax.Array, updates: Tree) -> Tree:
     return each_leaf(lambda u, factor: u * factor, updates, factor=factor)
 
 
+def self_contained(stage: Stage) -> Stage:
+    """The stage as a chain of one, if it is not a chain: skipped steps are its own affair."""
+    if stage.is_chain:
+        return stage
+
+    def update(updates: Tree, state: Tree, params: Tree, step: Step) -> tuple[Tree, Tree]:
+        updates, (seen,) = in_turn([stage], updates, [state], params, step)
+        return updates, seen.state
+
+    return stage._replace(update=update, hyperparameters={}, is_chain=True)
+
+
 def transformation(stage: Stage, description: str = "") -> Transformation:
     """Puts the boundary around a stage.
 
     State: `CountedState` around the state of the stage.
     """
+    whole = self_contained(stage)
 
     def init(params: Tree) -> CountedState:
         return CountedState(jnp.zeros([], jnp.int32), stage.begin(trained_only(params)))
 
     def update(updates: Tree, state: CountedState, params: Tree = None, **extra_args: Any):
         inside = enter(updates, params, extra_args)
-        updates, state = advanced(stage, inside, state)
-        return inside.leave(updates), state
+        step = whole.at(Step.into(inside, state.count), inside.params)
+        updates, inner = whole.update(inside.updates, state.inner, inside.params, step)
+        return inside.leave(updates), state.after(inner)
 
     return Transformation(init, update, stage, description)
-
-
-def advanced(
-    stage: Stage, inside: Entered, state: CountedState, finite: jax.Array | None = None
-) -> tuple[Tree, CountedState]:
-    """One step of a stage inside the boundary; where it is not `finite`, nothing changes."""
-    step = Step(state.count, extra_args=inside.extra_args, finite=finite, entered=inside)
-    if stage.is_chain:
-        step = stage.at(step, inside.params)
-        updates, inner = stage.update(inside.updates, state.inner, inside.params, step)
-    else:
-        updates, (seen,) = in_turn([stage], inside.updates, [state.inner], inside.params, step)
-        inner = seen.state
-    count = next_count(state.count)
-    return updates, CountedState(
-        count if finite is None else jnp.where(finite, count, state.count),
-        in_dtypes_of(state.inner, inner),
-    )
 
 
 def stage_of(tx: optax.GradientTransformation | Stage, argument: str = "tx") -> Stage:
@@ -228,26 +238,21 @@ def stage_of(tx: optax.GradientTransformation | Stage, argument: str = "tx") -> 
     if isinstance(tx, Transformation) and tx.stage is not None:
         return tx.stage
 
-    def update(updates: Tree, state: Tree, params: Tree, step: Step) -> tuple[Tree, Tree]:
-        return updated_by(tx, updates, state, params, step.extra_args)
-
-    return Stage(update, lambda params: tx.init(widen(params)))
+    return foreign(tx)
 
 
-def updated_by(
-    tx: optax.GradientTransformation,
-    updates: Tree,
-    state: Tree,
-    params: Tree,
-    extra_args: Keywords,
-) -> tuple[Tree, Tree]:
-    """An update by any transformation, which gets the extra args if it takes them.
+def foreign(tx: optax.GradientTransformation) -> Stage:
+    """Any transformation as a stage, which gets the extra args if it takes them.
 
     Strict promotion of dtypes is asked of this library alone: Optax is not written for it.
     """
     takes_them = isinstance(tx, optax.GradientTransformationExtraArgs)
-    with jax.numpy_dtype_promotion("standard"):
-        return tx.update(updates, state, params, **(extra_args if takes_them else {}))
+
+    def update(updates: Tree, state: Tree, params: Tree, step: Step) -> tuple[Tree, Tree]:
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(updates, state, params, **(step.extra_args if takes_them else {}))
+
+    return Stage(update, lambda params: tx.init(widen(params)))
 
 
 Arguments = ParamSpec("Arguments")

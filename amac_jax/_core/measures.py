@@ -63,7 +63,7 @@ def taken(measures: Mapping[str, Measure], *, alone: bool = False) -> dict[str, 
     def number(name: str, one: Measure) -> jax.Array:
         if isinstance(one, Norm):
             return jnp.sqrt(totals[name])
-        return totals[name] / max(sizes[name], 1) if isinstance(one, Share) else one
+        return totals[name] / float(max(sizes[name], 1)) if isinstance(one, Share) else one
 
     return {name: number(name, one) for name, one in measures.items()}
 

@@ -33,7 +33,7 @@ class DecayWeightsState(NamedTuple):
     # (number of decaying leaves,), at least float32, in the order of the tree. As a tree it would
     # be sharded by `optax.tree.map_params` as the parameters are, which scalars cannot be.
     first_norms: jax.Array
-    norms: jax.Array  # the same; NaN before the first step
+    norms: jax.Array  # the same
 
 
 @technique(rate=NON_NEGATIVE, cautious=STRENGTH, floor=FLOOR)
@@ -126,10 +126,11 @@ def decay_weights(
         return mask(params) if is_function(mask) else mask
 
     def init(params: Tree) -> Tree:
+        decays = masked(params)  # which refuses a rule that fits no leaf
         if floor is None:
             return optax.EmptyState()
-        first_norms = _norms(jax.tree.leaves(_chosen(masked(params), params)))
-        return DecayWeightsState(first_norms, jnp.full_like(first_norms, jnp.nan))
+        first_norms = _norms(jax.tree.leaves(_chosen(decays, params)))
+        return DecayWeightsState(first_norms, jnp.array(first_norms, copy=True))
 
     def update(updates: Tree, state: Tree, params: Tree, step: Step):
         decays = masked(params)

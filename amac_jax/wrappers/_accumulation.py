@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax._core.boundary import Transformation, described, updated_by
+from amac_jax._core.boundary import Step, Transformation, described, foreign
 from amac_jax._core.hyperparameters import Hyperparameter, is_number, next_count, whole_value_at
 from amac_jax._core.leaves import enter, in_dtypes_of, trained_only, widen, zeros_like
 from amac_jax._core.ranges import COUNT, checked
@@ -86,6 +86,7 @@ def accumulate_gradients(
       -6.0
     """
     always_due = is_number(steps) and steps == 1
+    stage = foreign(tx)
 
     def init(params: Tree) -> AccumulateGradientsState:
         wide = widen(trained_only(params))
@@ -109,7 +110,8 @@ def accumulate_gradients(
 
         def apply(kept: tuple[Tree, Tree], mean: Tree) -> tuple[Tree, Tree]:
             inner = kept[1]
-            new, after = updated_by(tx, mean, inner, inside.params, inside.extra_args)
+            step = Step.into(inside, state.applied)
+            new, after = stage.update(mean, inner, inside.params, step)
             return optax.tree.cast_like(new, mean), in_dtypes_of(inner, after)
 
         kept = jax.tree.map(jnp.zeros_like, mean), state.inner

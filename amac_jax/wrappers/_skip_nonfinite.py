@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax._core.boundary import Transformation, advanced, described, updated_by
+from amac_jax._core.boundary import (
+    CountedState,
+    Step,
+    Transformation,
+    described,
+    self_contained,
+    stage_of,
+)
 from amac_jax._core.hyperparameters import next_count
-from amac_jax._core.leaves import all_finite, enter, in_dtypes_of, trained_only, where
+from amac_jax._core.leaves import all_finite, enter, trained_only
 from amac_jax._core.types import Tree
 
 
@@ -37,33 +43,34 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:
       >>> optax.apply_updates(jnp.array([1.0, -0.0]), updates), int(state.total_notfinite)
       (Array([ 1., -0.], dtype=float32), 1)
     """
-    stage = tx.stage if isinstance(tx, Transformation) else None
-    zero = jnp.zeros([], jnp.int32)
+    is_ours = isinstance(tx, Transformation) and tx.stage is not None
+    stage = self_contained(stage_of(tx))
 
     def init(params: Tree) -> optax.ApplyIfFiniteState:
         inner = tx.init(trained_only(params))
-        return optax.ApplyIfFiniteState(zero, jnp.array(True), zero, inner)
+        none, in_all = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)  # each can be donated
+        return optax.ApplyIfFiniteState(none, jnp.array(True), in_all, inner)
 
     def update(
         updates: Tree, state: optax.ApplyIfFiniteState, params: Tree = None, **extra_args: Any
     ) -> tuple[Tree, Tree]:
         inside = enter(updates, params, extra_args)
         finite = all_finite(inside.updates)
-        if stage is not None:
-            new, inner = advanced(stage, inside, state.inner_state, finite)
-        else:
-            new, after = updated_by(
-                tx, inside.updates, state.inner_state, inside.params, inside.extra_args
-            )
-            inner = where(finite, in_dtypes_of(state.inner_state, after), state.inner_state)
-            new = where(finite, new, jax.tree.map(lambda u: -jnp.zeros_like(u), new))
+        before = state.inner_state
+        if not is_ours:
+            before = CountedState(
+                state.total_notfinite, before
+            )  # a foreign stage has no use for it
+        step = stage.at(Step.into(inside, before.count, finite), inside.params)
+        new, inner = stage.update(inside.updates, before.inner, inside.params, step)
+        after = before.after(inner, finite)
         return inside.leave(new), optax.ApplyIfFiniteState(
             notfinite_count=jnp.where(finite, 0, next_count(state.notfinite_count)),
             last_finite=finite,
             total_notfinite=jnp.where(
                 finite, state.total_notfinite, next_count(state.total_notfinite)
             ),
-            inner_state=inner,
+            inner_state=after if is_ours else after.inner,
         )
 
     return Transformation(init, update, description=described("skip_nonfinite", {"tx": tx}))
