@@ -42,6 +42,7 @@ class Scale(NamedTuple):
     sizes: Mapping[str, int]  # parameters
     leaves: int
     rounds: int
+    program_steps: Mapping[str, int]  # of one timed program
     transformers: Mapping[str, tuple[int, int]]  # layers, width
     room: Mapping[str, float]  # bytes, where it is not what the device has
     runs: int  # in one sweep
@@ -54,6 +55,7 @@ FULL = Scale(
     sizes={"10M": 10**7, "100M": 10**8, "1B": 10**9},
     leaves=50,
     rounds=20,
+    program_steps={"10M": 50, "100M": 20, "1B": 5},
     transformers={"10M": (12, 256), "100M": (14, 768)},
     room={},
     runs=64,
@@ -65,6 +67,7 @@ TINY = Scale(
     sizes={"10M": 10_000, "100M": 20_000, "1B": 40_000},
     leaves=4,
     rounds=4,
+    program_steps={"10M": 5, "100M": 5, "1B": 5},
     transformers={"10M": (1, 8)},
     room={"1B": 2.2e6},  # two groups, and one variant that fits in neither
     runs=2,
@@ -161,9 +164,13 @@ def step(size: str, work: Work) -> None:
 
     params = step_time.parameters(work.scale.sizes[size], work.scale.leaves)
     how = {"room": work.scale.room.get(size), "compile_share": 0.6}  # rounds take seconds at 1B
-    found = Configurations(work)
-    found.measure(params, [step_time.BASELINE, "adamw", *ADAMS], share=0.5, **how)
-    found.measure(params, [step_time.BASELINE, *MUONS], with_torch=False, **how)
+    found, program_steps = Configurations(work), work.scale.program_steps[size]
+    names = [step_time.BASELINE, "adamw", *ADAMS]
+    found.measure(params, names, share=0.5, program_steps=program_steps, **how)
+    names = [step_time.BASELINE, *MUONS]
+    found.measure(params, names, with_torch=False, program_steps=program_steps, **how)
+    if size == "10M":  # where the start of a program takes longest beside the step
+        found.measure(params, [step_time.BASELINE, *ADAMS], with_torch=False, **how)
 
 
 def option(work: Work) -> None:
@@ -175,11 +182,12 @@ def option(work: Work) -> None:
     options = [name for name in step_time.OPTIONS if name != OF_KERNELS]
     params = step_time.parameters(scale.sizes["100M"], scale.leaves)
     names = [step_time.BASELINE, *ADAMS, *options]
-    found.measure(params, names, share=0.75, with_torch=False)
+    how = {"with_torch": False, "program_steps": scale.program_steps["100M"]}
+    found.measure(params, names, share=0.75, **how)
     del params
     params = step_time.parameters(scale.sizes["100M"], scale.leaves, jnp.bfloat16)
     names = [step_time.BASELINE, *ADAMS, "amac"]
-    found.measure(params, names, dtype="bfloat16", with_torch=False)
+    found.measure(params, names, dtype="bfloat16", **how)
 
 
 def transformers(work: Work) -> None:
@@ -194,6 +202,7 @@ def transformers(work: Work) -> None:
             job=f"transformer {size}",
             baseline=OF_KERNELS,
             with_torch=False,
+            program_steps=work.scale.program_steps[size],
             share=1 / (len(work.scale.transformers) - number),
         )
 

@@ -174,16 +174,19 @@ def said(error: BaseException) -> str:
 
 
 Run: TypeAlias = Callable[[], None]
-"""Takes `STEPS` steps and returns when they are done."""
+"""Takes the steps of a sample and returns when they are done."""
 
 
 class Compiled(NamedTuple):
     tx: optax.GradientTransformation
-    program: Any
+    program: Any  # of `times` steps
+    times: int
     facts: dict[str, Any]
 
 
-def compiled(tx: optax.GradientTransformation, params: Any, models: int) -> Compiled:
+def compiled(
+    tx: optax.GradientTransformation, params: Any, models: int, times: int = 1
+) -> Compiled:
     """The program of a step and what is known before it runs; nothing is allocated."""
     jax.clear_caches()
     began = time.perf_counter()
@@ -205,7 +208,9 @@ def compiled(tx: optax.GradientTransformation, params: Any, models: int) -> Comp
         facts |= moved_by(program, params)
     except Exception as error:  # a program whose text is not known yet is timed all the same
         facts["unread"] = said(error)
-    return Compiled(tx, program, facts)
+    if times > 1:
+        program = lowered(tx, params, models, times).compile()
+    return Compiled(tx, program, times, facts)
 
 
 def jax_runner(made: Compiled, params: Any, gradients: Any, models: int) -> Run:
@@ -213,7 +218,7 @@ def jax_runner(made: Compiled, params: Any, gradients: Any, models: int) -> Run:
     carry = [jax.tree.map(jnp.copy, params), init(params)]
 
     def run() -> None:
-        for _ in range(STEPS):
+        for _ in range(max(STEPS // made.times, 1)):
             carry[:] = made.program(*carry, gradients)
         jax.block_until_ready(carry)
 
@@ -265,7 +270,7 @@ def without_torch() -> str:
     return "" if torch.cuda.is_available() else "PyTorch does not find a GPU"
 
 
-def torch_runner(name: str, params: Any) -> Run:
+def torch_runner(name: str, params: Any, steps: int) -> Run:
     """PyTorch's own AdamW on the same GPU, its step alone."""
     import torch  # pyright: ignore[reportMissingImports]
 
@@ -279,7 +284,7 @@ def torch_runner(name: str, params: Any) -> Run:
     optimizer = torch.optim.AdamW(tensors, lr=1e-3, **TORCH[name][0])
 
     def run() -> None:
-        for _ in range(STEPS):
+        for _ in range(steps):
             optimizer.step()
         torch.cuda.synchronize()
 
@@ -368,6 +373,7 @@ def measure(
     dtype: str = "float32",
     models: int = 1,
     rounds: int = 20,
+    program_steps: int = 1,
     baseline: str = BASELINE,
     with_torch: bool = True,
     room: float | None = None,
@@ -380,6 +386,8 @@ def measure(
     Args:
       params: on the device.
       names: of `VARIANTS` and `OPTIONS`, the baseline among them.
+      program_steps: the steps of one program, 1 or a multiple of `STEPS`. With 1 a sample is
+        `STEPS` programs, and the start of each is in its time; else a sample is one program.
       with_torch: whether PyTorch's AdamW is timed too.
       room: the bytes that all may use together; None: what the device has.
       until: of `time.perf_counter`, when rounds end.
@@ -404,6 +412,7 @@ def measure(
         "models": models,
         "baseline": baseline,
         "rounds": rounds,
+        "program_steps": program_steps,
         "variants": rows,
         "untimed": untimed,
     }
@@ -413,7 +422,7 @@ def measure(
             untimed[name] = {"not_run": "no time was left to compile it"}
             continue
         try:
-            made[name] = compiled((VARIANTS | OPTIONS)[name](), params, models)
+            made[name] = compiled((VARIANTS | OPTIONS)[name](), params, models, program_steps)
         except Exception as error:
             untimed[name] = {"failed": said(error)}
             continue
@@ -440,7 +449,7 @@ def measure(
     for number, group in enumerate(groups):
         now = time.perf_counter()
         times, failed = in_turns(
-            copies, group, made, params, gradients, models, rounds,
+            copies, group, made, params, gradients, models, program_steps, rounds,
             now + (until - now) / (len(groups) - number), what,
         )  # fmt: skip
         for name, reason in failed.items():
@@ -459,7 +468,8 @@ def measure(
         for name in group:
             if name in times and name in untimed:
                 facts = {key: x for key, x in untimed.pop(name).items() if key != "not_run"}
-                rows[name] = row_of(times[name], times[baseline]) | facts
+                steps_taken = max(STEPS, program_steps)
+                rows[name] = row_of(times[name], times[baseline], steps_taken) | facts
                 shares(rows[name], name, dtype, count, bandwidth)
         save(result)
         give_memory_back()
@@ -473,6 +483,7 @@ def in_turns(
     params: Any,
     gradients: Any,
     models: int,
+    program_steps: int,
     rounds: int,
     until: float,
     what: str,
@@ -483,7 +494,7 @@ def in_turns(
     for name in sorted(group, key=lambda name: name not in TORCH):  # before JAX takes its part
         try:
             if name in TORCH:
-                runners[name] = torch_runner(name, params)
+                runners[name] = torch_runner(name, params, max(STEPS, program_steps))
             else:
                 runners[name] = jax_runner(made[name], params, gradients, models)
         except Exception as error:
@@ -494,11 +505,11 @@ def in_turns(
     return times, failed | more
 
 
-def row_of(seconds: list[float], baseline: list[float]) -> dict[str, Any]:
+def row_of(seconds: list[float], baseline: list[float], steps_taken: int) -> dict[str, Any]:
     ratios = [a / b for a, b in zip(seconds, baseline, strict=True)]
     return {
-        "ms": 1e3 * statistics.median(seconds) / STEPS,
-        "baseline_ms": 1e3 * statistics.median(baseline) / STEPS,  # in the same rounds
+        "ms": 1e3 * statistics.median(seconds) / steps_taken,
+        "baseline_ms": 1e3 * statistics.median(baseline) / steps_taken,  # in the same rounds
         "rounds": len(ratios),
         "ratio": statistics.median(ratios),
         "ratio_low": statistics.quantiles(ratios, n=10, method="inclusive")[0],
@@ -662,12 +673,22 @@ def main(argv: list[str] | None = None) -> None:
         "--rounds", type=options.at_least(2), default=20, help="how often each is timed"
     )
     parser.add_argument(
+        "--program-steps",
+        type=options.at_least(1),
+        default=1,
+        metavar="N",
+        help=f"steps of one program, a multiple of {STEPS}: the start of a program, which a "
+        "training step hides, then counts little; 1: each step is a program",
+    )
+    parser.add_argument(
         "--json", type=Path, help="a .json file for the figures; a .png goes beside it"
     )
     args = parser.parse_args(argv)
     named = list(VARIANTS) if args.variants is None else args.variants
     names = [args.baseline, *named]
     known = [*VARIANTS, *OPTIONS]
+    if args.program_steps > 1 and args.program_steps % STEPS:
+        parser.error(f"--program-steps must be a multiple of {STEPS}, got {args.program_steps}")
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"no variant {unknown[0]!r}; there are: {', '.join(map(repr, known))}")
     if args.json and (args.json.suffix != ".json" or args.json.is_dir()):
@@ -686,7 +707,7 @@ def main(argv: list[str] | None = None) -> None:
     for dtype, (job, make) in itertools.product(args.dtypes, configurations(args)):
         found = measure(
             make(dtype), names, job=job, dtype=dtype, models=args.models, rounds=args.rounds,
-            baseline=args.baseline,
+            baseline=args.baseline, program_steps=args.program_steps,
         )  # fmt: skip
         content["results"].append(found)
         print(table(found), end="\n\n", flush=True)

@@ -49,16 +49,25 @@ def step_of(tx: optax.GradientTransformation, **extra_args: Any) -> Callable[...
     return step
 
 
-def lowered(tx: optax.GradientTransformation, params: Any, models: int = 1) -> Any:
+def lowered(tx: optax.GradientTransformation, params: Any, models: int = 1, times: int = 1) -> Any:
     """The donated step of `tx`, ready to compile; nothing is allocated.
 
-    With `models` > 1 the leaves have a leading axis of that length, and the step is vmapped.
+    With `models` > 1 the leaves have a leading axis of that length, and the step is vmapped. With
+    `times` > 1 the program takes so many steps in a loop.
     """
     step = step_of(tx)
     shapes = jax.eval_shape(lambda params: params, params)
     if models > 1:
         step, tx = jax.vmap(step), tx._replace(init=jax.vmap(tx.init))
-    return jax.jit(step, donate_argnums=(0, 1)).lower(
+
+    def stepped(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+        def once(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            return step(*carry, gradients)
+
+        return jax.lax.fori_loop(0, times, once, (params, state))
+
+    program = step if times == 1 else stepped
+    return jax.jit(program, donate_argnums=(0, 1)).lower(
         shapes, jax.eval_shape(tx.init, params), shapes
     )
 

@@ -40,6 +40,7 @@ class Step(NamedTuple):
     learning_rate: jax.Array | float = 1.0  # eta_t in `compose`; 1 in any other chain
     extra_args: Keywords = MappingProxyType({})
     values: Mapping[str, jax.Array | None] = {}  # of the stage's hyperparameters
+    gradient_factor: jax.Array | None = None  # of all updates, for a stage that takes it; None: 1
     finite: jax.Array | None = None  # whether the step counts; None: every step counts
     entered: Entered | None = None  # what the step works on; None: a part of it, or a trial
 
@@ -96,7 +97,7 @@ class Stage(NamedTuple):
     is_optimizer: bool | None = None  # whether updates point down; None: unknown, a foreign one
     # Of a stage that multiplies all updates by one number: (updates, step) -> the number.
     factor: Callable[[Tree, Step], jax.Array] | None = None
-    is_linear: bool = False  # it does to c times the updates c times what it does to them
+    takes_factor: bool = False  # its updates are `gradient_factor` times what the equation says
     lands: bool = False  # it reads where parameters land, and does nothing at a skipped step
     is_chain: bool = False  # its `update` is `in_turn`, skipped steps included
     name: str = "core"
@@ -161,7 +162,7 @@ def in_turn(
 ) -> tuple[Tree, list[Observation]]:
     """One step of each stage in their order.
 
-    A factor of all updates waits until a stage that is not linear: what a linear stage reads is
+    A factor of all updates is left to the next stage, if it takes one. What that stage reads is
     then in memory as it came, and XLA need not write the product.
 
     At a step that is skipped, updates are -0 where a stage lands and at the end, so that a
@@ -171,7 +172,9 @@ def in_turn(
     factor, is_silenced = None, step.finite is None
     for stage, state in zip(stages, states, strict=True):
         its_step = stage.at(step, params)
-        if factor is not None and not stage.is_linear:
+        if stage.takes_factor:
+            its_step, factor = its_step._replace(gradient_factor=factor), None
+        elif factor is not None:
             updates, factor = times(factor, updates), None
         if stage.lands and not is_silenced:
             updates, is_silenced = step.silenced(updates), True

@@ -32,8 +32,11 @@ from amac_jax.techniques import Techniques
 EPS = 1e-16
 """Added to the mean squares of units: below the squares of all but vanishing updates."""
 
-BATCHED_BELOW = 1 << 18
+BATCHED_BELOW = 1 << 22
 """Matrices with fewer elements than this are multiplied in one batch with others of their shape."""
+
+BATCHED_ON_CPU_BELOW = 1 << 18
+"""The same on CPU, where one product of larger matrices keeps all cores busy."""
 
 
 @takes_techniques(weight_decay=0.1)
@@ -300,16 +303,28 @@ def orthogonal(
 ) -> list[jax.Array]:
     """U V^H of each; matrices of one shape, or of transposed shapes, are a batch if small."""
     wide = [x.mT if is_tall(x) else x for x in matrices]
-    batches: dict[tuple, list[int]] = {}
+    alike: dict[tuple, list[int]] = {}
     for place, x in enumerate(wide):
-        is_small = math.prod(x.shape[1:]) < BATCHED_BELOW
-        batches.setdefault((*x.shape[1:], x.dtype, is_small or place), []).append(place)
-    for places in batches.values():
-        batch = jnp.concatenate([wide[place] for place in places])
-        done = polar_factor(batch, quintics, product_dtype)
-        ends = [*itertools.accumulate(len(wide[place]) for place in places)]
-        for place, part in zip(places, jnp.split(done, ends[:-1]), strict=True):
-            wide[place] = part
+        alike.setdefault((*x.shape[1:], x.dtype), []).append(place)
+
+    def one_by_one(*stacks: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(polar_factor(stack, quintics, product_dtype) for stack in stacks)
+
+    def in_one_batch(*stacks: jax.Array) -> tuple[jax.Array, ...]:
+        done = polar_factor(jnp.concatenate(stacks), quintics, product_dtype)
+        ends = [*itertools.accumulate(map(len, stacks))]
+        return tuple(jnp.split(done, ends[:-1]))
+
+    for (*shape, _), places in alike.items():
+        stacks, size = [wide[place] for place in places], math.prod(shape)
+        if size >= BATCHED_BELOW or len(places) == 1:
+            done = one_by_one(*stacks)
+        elif size < BATCHED_ON_CPU_BELOW:
+            done = in_one_batch(*stacks)
+        else:
+            done = jax.lax.platform_dependent(*stacks, cpu=one_by_one, default=in_one_batch)
+        for place, factor in zip(places, done, strict=True):
+            wide[place] = factor
     return [done.mT if is_tall(x) else done for done, x in zip(wide, matrices, strict=True)]
 
 

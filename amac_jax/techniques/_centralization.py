@@ -70,29 +70,31 @@ def centralize(strength: Hyperparameter = 1.0, *, fan_in_axes: FanInRule | None 
         return optax.EmptyState()
 
     def update(updates: Tree, state: Tree, params: Tree, step: Step):
+        def scaled(part: jax.Array) -> jax.Array:
+            return (
+                part
+                if step.gradient_factor is None
+                else step.gradient_factor.astype(part.dtype) * part
+            )
+
         def centralized(path: KeyPath, gradient: jax.Array) -> jax.Array:
             axes = rule(path, gradient)
             if axes is None or math.prod(gradient.shape[axis] for axis in axes) <= 1:
-                return gradient
-            return centered(gradient, step.strength.astype(gradient.dtype), axes)
+                return scaled(gradient)
+            mean = fan_in_mean(gradient, axes)
+            return scaled(gradient) - step.strength.astype(mean.dtype) * scaled(mean)
 
         return jax.tree_util.tree_map_with_path(centralized, updates), state
 
-    return Stage(update, init, is_linear=True)
-
-
-def centered(gradient: jax.Array, strength: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """g - s mean(g), with the mean over the fan-in axes."""
-    size = math.prod(gradient.shape[axis] for axis in axes)
-    return gradient - strength * (fan_in_sum(gradient, axes) / size)
+    return Stage(update, init, takes_factor=True)
 
 
 PARTS = 16
 """The parts of a long fan-in axis that are summed side by side."""
 
 
-def fan_in_sum(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The sum over the fan-in axes, which are kept with length 1.
+def fan_in_mean(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The mean over the fan-in axes, which are kept with length 1.
 
     A long axis is summed in parts, and then the parts: a GPU has a block of threads for 64 columns
     of each part, and without parts most of its processors would have none.
@@ -101,9 +103,10 @@ def fan_in_sum(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     length = leaf.shape[longest]
     is_whole = length % PARTS or length < 8 * PARTS or longest == leaf.ndim - 1
     if is_whole or is_explicit(leaf):
-        return jnp.sum(leaf, axis=axes, keepdims=True)
+        return jnp.mean(leaf, axis=axes, keepdims=True)
     shape = (*leaf.shape[:longest], PARTS, length // PARTS, *leaf.shape[longest + 1 :])
     within = [axis + (axis >= longest) for axis in axes]
     of_parts = jnp.sum(leaf.reshape(shape), axis=tuple(within), keepdims=True)
     # Without the barrier XLA makes the two sums one again.
-    return jnp.sum(jax.lax.optimization_barrier(of_parts), axis=longest)
+    total = jnp.sum(jax.lax.optimization_barrier(of_parts), axis=longest)
+    return total / math.prod(leaf.shape[axis] for axis in axes)
