@@ -20,6 +20,7 @@ SHARES = {
     "average_weights": 1 / STEPS,
     "record_metrics": 1 / METRICS_PERIOD,
     "decay_weights": 1 / MEASURED_EVERY,
+    "skip_nonfinite": 0.0,  # where the gradients' norm is not finite
 }
 """The share of the steps that take the dearer branch of a technique's conditional."""
 

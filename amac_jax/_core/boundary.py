@@ -53,11 +53,13 @@ class Step(NamedTuple):
         """Whether something is done that is due: not at a step that is skipped."""
         return due if self.finite is None else due & self.finite
 
+    def kept(self, new: Tree, old: Tree) -> Tree:
+        """The new tree, or the old one at a step that is skipped."""
+        return new if self.finite is None else where(self.finite, new, old)
+
     def silenced(self, updates: Tree) -> Tree:
         """The updates, or -0 at a step that is skipped: a parameter of -0 then stays one."""
-        if self.finite is None:
-            return updates
-        return where(self.finite, updates, jax.tree.map(lambda u: -jnp.zeros_like(u), updates))
+        return self.kept(updates, jax.tree.map(lambda u: -jnp.zeros_like(u), updates))
 
     def in_memory(self, params: Tree) -> Tree:
         """The parameters as a conditional should read them: before they are widened."""
@@ -98,6 +100,7 @@ class Stage(NamedTuple):
     # Of a stage that multiplies all updates by one number: (updates, step) -> the number.
     factor: Callable[[Tree, Step], jax.Array] | None = None
     takes_factor: bool = False  # its updates are `gradient_factor` times what the equation says
+    holds: bool = False  # its `update` leaves its state alone at a skipped step
     lands: bool = False  # it reads where parameters land, and does nothing at a skipped step
     is_chain: bool = False  # its `update` is `in_turn`, skipped steps included
     name: str = "core"
@@ -108,6 +111,13 @@ class Stage(NamedTuple):
         if self.refuses_complex:
             _check_real(self.name, params)
         return self.init(params)
+
+    def take(self, updates: Tree, state: Tree, params: Tree, step: Step) -> tuple[Tree, Tree]:
+        """`update`, which leaves the state alone at a step that is skipped."""
+        updates, new = self.update(updates, state, params, step)
+        if self.holds or self.lands:
+            return updates, new
+        return updates, step.kept(in_dtypes_of(state, new), state)
 
     def at(self, step: Step, params: Tree) -> Step:
         """The step, with the values of this stage's hyperparameters."""
@@ -166,7 +176,9 @@ def in_turn(
     then in memory as it came, and XLA need not write the product.
 
     At a step that is skipped, updates are -0 where a stage lands and at the end, so that a
-    parameter of -0 stays what it is. States stay what they are, in the loops that write them.
+    parameter of -0 stays what it is. States stay what they are, in the loops that write them. What
+    updates are computed from should be the state that is kept: XLA would else need the old one
+    after it is overwritten, and keep a copy.
     """
     seen: list[Observation] = []
     factor, is_silenced = None, step.finite is None
@@ -183,9 +195,7 @@ def in_turn(
             if stage.factor is not None:
                 factor, new = stage.factor(before, its_step), state
             else:
-                updates, new = stage.update(before, state, params, its_step)
-        if step.finite is not None and not stage.lands:
-            new = where(step.finite, in_dtypes_of(state, new), state)
+                updates, new = stage.take(before, state, params, its_step)
         seen.append(Observation(before, updates, state, new, params, its_step))
     if factor is not None:
         updates = times(factor, updates)

@@ -20,7 +20,7 @@ from amac_jax._core.leaves import each_leaf, where, widen
 from amac_jax._core.measures import Measure, Norm, taken
 from amac_jax._core.ranges import NON_NEGATIVE, checked
 from amac_jax._core.types import Tree
-from amac_jax._core.xla import only_when
+from amac_jax._core.xla import after, only_when
 
 
 class ComposeState(NamedTuple):
@@ -44,6 +44,8 @@ def chain(
     ||u|| / ||theta||, learning_rate, and the metrics of each stage.
     """
 
+    is_every_step = is_number(record_every) and record_every == 1
+
     def init(params: Tree) -> ComposeState:
         states = tuple(stage.begin(params) for stage in stages)
         metrics = None
@@ -63,13 +65,8 @@ def chain(
 
     def update(updates: Tree, state: ComposeState, params: Tree, step: Step):
         step = step._replace(learning_rate=step.values["learning_rate"])
-        gradients = updates
-        updates, seen = in_turn(stages, gradients, state.stages, params, step)
-        metrics, rate = state.metrics, as_float(step.learning_rate)
-        if is_number(record_every) and record_every == 1:
-            found = measured(stages, seen, gradients, updates, params, step)
-            metrics = found if step.finite is None else where(step.finite, found, metrics)
-        elif record_every is not None:
+        gradients, states, metrics = updates, state.stages, state.metrics
+        if record_every is not None and not is_every_step:
             number = next_count(step.count)
             is_nth = number % whole_value_at(record_every, step.count) == 0
             due = step.counts((number == 1) | is_nth)
@@ -79,13 +76,25 @@ def chain(
             entered = step.entered if step.entered and step.entered.updates is gradients else None
             received = (gradients, params) if entered is None else entered.received
 
-            def measure(kept: Tree, stage_states: Tree, received: Tree) -> Tree:
+            def measure(kept: Tree, states: Tree, received: Tree) -> Tree:
                 gradients, params = map(entered.widened, received) if entered else received
-                updates, seen = in_turn(stages, gradients, stage_states, params, step)
+                updates, seen = in_turn(stages, gradients, states, params, step)
                 return measured(stages, seen, gradients, updates, params, step, alone=True)
 
             with jax.named_scope("record_metrics"):
-                metrics = only_when(due, measure, metrics, state.stages, received)
+                metrics = only_when(due, measure, metrics, states, received)
+            # What is measured is overwritten in place, and not copied, if it is measured before.
+            measured_norm = metrics["param_norm"]
+            params = after(measured_norm, params)
+            states = tuple(
+                one if stage.lands else after(measured_norm, one)  # which are written last anyway
+                for stage, one in zip(stages, states, strict=True)
+            )
+        updates, seen = in_turn(stages, gradients, states, params, step)
+        if is_every_step:
+            found = measured(stages, seen, gradients, updates, params, step)
+            metrics = found if step.finite is None else where(step.finite, found, metrics)
+        rate = as_float(step.learning_rate)
         if step.finite is not None:
             rate = jnp.where(step.finite, rate, state.last_learning_rate.astype(rate.dtype))
         return updates, ComposeState(rate, metrics, tuple(one.state for one in seen))

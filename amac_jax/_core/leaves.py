@@ -14,6 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from amac_jax._core.paths import written_path
 from amac_jax._core.types import Keywords, Tree, promoted
+from amac_jax._core.xla import only_when
 
 Arrays = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 
@@ -111,20 +112,34 @@ def where(condition: jax.Array, tree: Tree, other: Tree) -> Tree:
     return jax.tree.map(chosen, tree, other)
 
 
-def all_finite(tree: Tree) -> jax.Array:
-    """Whether every element of every leaf is finite, () bool.
-
-    Example:
-      >>> all_finite({"w": jnp.ones(2), "b": jnp.array([jnp.inf])})
-      Array(False, dtype=bool)
-    """
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return functools.reduce(jnp.logical_and, leaves, jnp.array(True))
-
-
 def global_norm(tree: Tree) -> jax.Array:
     """The Euclidean norm of all leaves together, () in at least float32."""
     return optax.tree.norm(widen(tree))
+
+
+def all_finite(tree: Tree, received: Tree) -> jax.Array:
+    """Whether every element of every leaf is finite, () bool.
+
+    A finite norm says so, and clipping needs this norm too. Squares of finite numbers may overflow:
+    where the norm is not finite, every element is asked.
+
+    Args:
+      tree: in at least float32.
+      received: the same numbers as they are in memory.
+
+    Example:
+      >>> tree = {"w": jnp.full(2, 1e30), "b": jnp.array([0.0])}
+      >>> all_finite(tree, tree), all_finite(tree | {"b": jnp.inf}, tree | {"b": jnp.inf})
+      (Array(True, dtype=bool), Array(False, dtype=bool))
+    """
+
+    def each_is(finite: jax.Array, received: Tree) -> jax.Array:
+        leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(received)]
+        return functools.reduce(jnp.logical_and, leaves, jnp.array(True))
+
+    finite = jnp.isfinite(global_norm(tree))
+    with jax.named_scope("skip_nonfinite"):
+        return only_when(~finite, each_is, finite, received)
 
 
 def is_explicit(x: jax.Array) -> bool:

@@ -52,3 +52,26 @@ def only_when(due: jax.Array, function: Callable[..., Kept], kept: Kept, *operan
     # other backend if keeping is its true branch. A switch copies nothing if keeping is branch 0.
     branches = [lambda kept, *operands: kept, function]
     return jax.lax.switch(due.astype(jnp.int32), branches, kept, *operands)
+
+
+def after(norm: jax.Array, tree: Tree) -> Tree:
+    """The tree, of which XLA cannot compute with an array of floats before it has the norm.
+
+    What is written over the tree is then written after everything that the norm needs has been
+    read, and XLA need not keep a copy for it.
+
+    Args:
+      norm: () array >= 0 or NaN that XLA cannot compute while compiling.
+      tree: any pytree.
+
+    Example:
+      >>> after(jnp.array(2.0), jnp.ones(2))
+      Array([1., 1.], dtype=float32)
+    """
+    never = norm < 0
+
+    def later(leaf: Tree) -> Tree:
+        is_array = jnp.ndim(leaf) > 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        return jnp.where(never, jnp.zeros_like(leaf), leaf) if is_array else leaf
+
+    return jax.tree.map(later, tree)

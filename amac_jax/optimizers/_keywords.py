@@ -9,12 +9,21 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amac_jax._core.boundary import Transformation, described, stage_of, transformation
+from amac_jax._core.boundary import (
+    Stage,
+    Step,
+    Transformation,
+    described,
+    foreign,
+    stage_of,
+    transformation,
+)  # fmt: skip
 from amac_jax._core.hyperparameters import is_number
-from amac_jax._core.types import Keywords
+from amac_jax._core.types import Keywords, Tree
 from amac_jax.techniques import KEYWORDS, TECHNIQUES
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -162,7 +171,32 @@ def core_of(
     """A core of Optax. Its hyperparameters may be schedules."""
     if any(callable(value) for value in hyperparameters.values()):
         factory = optax.inject_hyperparams(factory)
-    return transformation(stage_of(factory(*args, **hyperparameters))._replace(is_optimizer=False))
+    stage = stage_of(factory(*args, **hyperparameters))._replace(is_optimizer=False)
+    if factory is optax.scale_by_adam:
+        stage = stage._replace(update=_held_adam(stage, hyperparameters), holds=True)
+    return transformation(stage)
+
+
+def _held_adam(stage: Stage, hyperparameters: Keywords) -> Callable[..., tuple[Tree, Tree]]:
+    """Adam's update, which keeps its moments at a skipped step by decays of 1 and gradients of -0.
+
+    A choice between the moments and the old ones would come after what the direction reads.
+    """
+    decays = {name: hyperparameters.get(name, usual) for name, usual in ADAM_DECAYS.items()}
+
+    def update(updates: Tree, state: Any, params: Tree, step: Step) -> tuple[Tree, Tree]:
+        if step.finite is None:
+            return stage.update(updates, state, params, step)
+        held = {name: jnp.where(step.finite, value, 1.0) for name, value in decays.items()}
+        core = foreign(optax.scale_by_adam(**{**hyperparameters, **held}))
+        updates, new = core.update(step.silenced(updates), state, params, step)
+        return updates, new._replace(count=step.kept(new.count, state.count))
+
+    return update
+
+
+ADAM_DECAYS = {"b1": 0.9, "b2": 0.999}
+"""The decays of `optax.scale_by_adam` and their defaults."""
 
 
 def _unknown(factory: str, name: str, known: list[str]) -> str:

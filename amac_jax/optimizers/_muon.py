@@ -229,23 +229,24 @@ def scale_by_orthogonal(
 
     def update(updates: Tree, state: ScaleByOrthogonalState, params: Tree, step: Step):
         gradients, rest = parted(updates, axes_of)
-        mu = moving_average(step.b1, state.mu, gradients)
+        mu = step.kept(moving_average(step.b1, state.mu, gradients), state.mu)
         momentum = moving_average(step.b1, mu, gradients) if nesterov else mu
         matrices = [as_matrices(*leaf) for leaf in kernels_of(momentum, axes_of)]
         factors, nu = orthogonal(matrices, polynomials, product_dtype), state.nu
         if nu is not None:
-            factors, nu = evened(factors, nu, step)
+            factors, new_nu = evened(factors, nu, step)
+            nu = step.kept(new_nu, nu)
         direction = jax.tree.structure(momentum).unflatten(
             from_matrices(step.rms.astype(o.dtype) * math.sqrt(larger_side(o)) * o, *leaf)
             for o, leaf in zip(factors, kernels_of(momentum, axes_of), strict=True)
         )
         rest_params = None if params is None else parted(params, axes_of)[1]
         its_step = inner.at(step._replace(entered=None), rest_params)
-        rest, others_state = inner.update(rest, state.others, rest_params, its_step)
+        rest, others_state = inner.take(rest, state.others, rest_params, its_step)
         rest = each_leaf(lambda d, m: m * d, rest, m=step.others_multiplier)
         return joined(direction, rest), ScaleByOrthogonalState(mu, nu, others_state)
 
-    return Stage(update, init)
+    return Stage(update, init, holds=True)
 
 
 AxesOf = Callable[[KeyPath, object], Any]  # -> MatrixAxes, or None for no kernel

@@ -55,7 +55,7 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:
         updates: Tree, state: optax.ApplyIfFiniteState, params: Tree = None, **extra_args: Any
     ) -> tuple[Tree, Tree]:
         inside = enter(updates, params, extra_args)
-        finite = all_finite(inside.updates)
+        finite = all_finite(inside.updates, inside.received[0])
         before = state.inner_state
         if not is_ours:
             before = CountedState(
