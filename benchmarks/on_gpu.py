@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -502,6 +502,21 @@ def jobs_of(args: argparse.Namespace) -> dict[str, Job]:
     }
 
 
+def without_paths(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with FOLDER for every path of the machine.
+
+    Example:
+      >>> without_paths(["--seconds", "480", "--out", "/home/me/out"])
+      ['--seconds', '480', '--out', 'FOLDER']
+    """
+    of_folders = ("--data-dir", "--out")
+    before = ["", *arguments[:-1]]
+    return [
+        "FOLDER" if option in of_folders else given
+        for option, given in zip(before, arguments, strict=True)
+    ]
+
+
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     if args.part:
@@ -509,7 +524,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     out = args.out or (ROOT / ("runs/on_gpu" if args.rehearse else "benchmarks/results/gpu"))
     content: dict[str, Any] = {
-        "command": " ".join(["bash", "benchmarks/on_gpu.sh", *(argv or sys.argv[1:])]),
+        "command": " ".join(["bash", "benchmarks/on_gpu.sh", *without_paths(argv or sys.argv[1:])]),
         "platform": "unknown",
         "device": "unknown",
         "parts": {},

@@ -20,6 +20,7 @@ import math
 import platform
 import statistics
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -401,7 +402,7 @@ def measure(
     key = jax.random.key(0)
     gradients = jax.tree.map(lambda x: 0.01 * jax.random.normal(key, x.shape, x.dtype), params)
     count = count_of(params)
-    what = f"{count / 1e6:.3g}M parameters, {leaves} leaves, {dtype}, {models} models"
+    what = f"{size_text(count)} parameters, {leaves} leaves, {dtype}, {models} models"
     rows: dict[str, dict[str, Any]] = {}
     untimed: dict[str, dict[str, Any]] = {}
     result: dict[str, Any] = {
@@ -528,7 +529,7 @@ def shares(row: dict[str, Any], name: str, dtype: str, count: int, bandwidth: fl
 
 def table(result: dict[str, Any]) -> str:
     header = (
-        f"{result['job'] and result['job'] + ': '}{result['parameters'] / 1e6:.4g}M parameters, "
+        f"{result['job'] and result['job'] + ': '}{size_text(result['parameters'])} parameters, "
         f"{result['leaves']} leaves, {result['dtype']}, {result['models']} model(s); "
         f"copy {result['copy_GB_per_s']:.1f} GB/s\n"
         f"{'':41s}    ms   ratio  10 % .. 90 %  bytes  state  of copy  compile s"
@@ -609,11 +610,24 @@ def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
             panel.axvline(least, color="tab:red", linestyle=":", linewidth=1)
             note = "; dotted: ratio of the least bytes of amac, core='adam'"
         panel.set_xlabel(f"time of a step / {result['baseline']}'s")
-        what = f"{result['parameters'] / 1e6:.3g}M parameters, {result['leaves']} leaves"
+        what = f"{size_text(result['parameters'])} parameters, {result['leaves']} leaves"
         title = f"{result['job'] or what}, {result['dtype']}"
         panel.set_title(title, fontsize=9)
-    figure.suptitle(f"{device}: median and 10 % .. 90 % of paired ratios{note}", fontsize=9)
+    title = f"{device}: median and 10 % .. 90 % of paired ratios{note}"
+    width = int(14 * figure.get_figwidth())  # characters of the title's size in a line
+    figure.suptitle("\n".join(textwrap.wrap(title, width)), fontsize=9)
     figure.savefig(path, dpi=110)
+
+
+def size_text(size: int) -> str:
+    """The inverse of `size_of`, in three digits.
+
+    Example:
+      >>> size_text(9_985_625), size_text(10**9)
+      ('9.99M', '1B')
+    """
+    unit, name = (1e9, "B") if size >= 999.5e6 else (1e6, "M")
+    return f"{size / unit:.3g}{name}"
 
 
 def size_of(text: str) -> int:

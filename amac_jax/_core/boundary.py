@@ -112,12 +112,11 @@ class Stage(NamedTuple):
             _check_real(self.name, params)
         return self.init(params)
 
-    def take(self, updates: Tree, state: Tree, params: Tree, step: Step) -> tuple[Tree, Tree]:
-        """`update`, which leaves the state alone at a step that is skipped."""
-        updates, new = self.update(updates, state, params, step)
-        if self.holds or self.lands:
-            return updates, new
-        return updates, step.kept(in_dtypes_of(state, new), state)
+    def after(self, step: Step, new: Tree, old: Tree) -> Tree:
+        """The state that `update` returned, or the old one at a step that is skipped."""
+        if step.finite is None or self.holds or self.lands:
+            return new
+        return step.kept(in_dtypes_of(old, new), old)
 
     def at(self, step: Step, params: Tree) -> Step:
         """The step, with the values of this stage's hyperparameters."""
@@ -195,7 +194,8 @@ def in_turn(
             if stage.factor is not None:
                 factor, new = stage.factor(before, its_step), state
             else:
-                updates, new = stage.take(before, state, params, its_step)
+                updates, new = stage.update(before, state, params, its_step)
+                new = stage.after(step, new, state)
         seen.append(Observation(before, updates, state, new, params, its_step))
     if factor is not None:
         updates = times(factor, updates)

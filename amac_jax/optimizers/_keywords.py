@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,9 @@ import numpy as np
 import optax
 
 from amac_jax._core.boundary import (
-    Stage,
     Step,
     Transformation,
     described,
-    foreign,
     stage_of,
     transformation,
 )  # fmt: skip
@@ -171,26 +169,30 @@ def core_of(
     """A core of Optax. Its hyperparameters may be schedules."""
     if any(callable(value) for value in hyperparameters.values()):
         factory = optax.inject_hyperparams(factory)
-    stage = stage_of(factory(*args, **hyperparameters))._replace(is_optimizer=False)
+    stage = stage_of(factory(*args, **hyperparameters))
     if factory is optax.scale_by_adam:
-        stage = stage._replace(update=_held_adam(stage, hyperparameters), holds=True)
-    return transformation(stage)
+        stage = stage._replace(update=_held_adam(hyperparameters), holds=True)
+    return transformation(stage._replace(is_optimizer=False))
 
 
-def _held_adam(stage: Stage, hyperparameters: Keywords) -> Callable[..., tuple[Tree, Tree]]:
+def _held_adam(hyperparameters: Keywords) -> Callable[..., tuple[Tree, Tree]]:
     """Adam's update, which keeps its moments at a skipped step by decays of 1 and gradients of -0.
 
     A choice between the moments and the old ones would come after what the direction reads.
     """
-    decays = {name: hyperparameters.get(name, usual) for name, usual in ADAM_DECAYS.items()}
 
     def update(updates: Tree, state: Any, params: Tree, step: Step) -> tuple[Tree, Tree]:
-        if step.finite is None:
-            return stage.update(updates, state, params, step)
-        held = {name: jnp.where(step.finite, value, 1.0) for name, value in decays.items()}
-        core = foreign(optax.scale_by_adam(**{**hyperparameters, **held}))
-        updates, new = core.update(step.silenced(updates), state, params, step)
-        return updates, new._replace(count=step.kept(new.count, state.count))
+        held = dict(hyperparameters)
+        if step.finite is not None:
+            updates = step.silenced(updates)
+            for name, usual in ADAM_DECAYS.items():
+                held[name] = jnp.where(step.finite, hyperparameters.get(name, usual), 1.0)
+        with jax.numpy_dtype_promotion("standard"):  # in which Optax is written
+            updates, new = optax.scale_by_adam(**held).update(updates, state, params)
+        if step.finite is not None:
+            new = cast(optax.ScaleByAdamState, new)
+            new = new._replace(count=step.kept(new.count, state.count))
+        return updates, new
 
     return update
 

@@ -26,7 +26,7 @@ from amac_jax._core.types import Tree
 from amac_jax.kernels import FanInRule, MatrixAxes, check_rule, matrix_axes
 from amac_jax.kernels import fan_in_axes as default_rule
 from amac_jax.optimizers._compose import compose
-from amac_jax.optimizers._keywords import takes_techniques
+from amac_jax.optimizers._keywords import core_of, takes_techniques
 from amac_jax.techniques import Techniques
 
 EPS = 1e-16
@@ -211,7 +211,7 @@ def scale_by_orthogonal(
     """
     polynomials = quintics_of(quintics)
     rule = default_rule if fan_in_axes is None else fan_in_axes
-    inner = core_stage(optax.scale_by_adam() if others is None else others, "others")
+    inner = core_stage(core_of(optax.scale_by_adam) if others is None else others, "others")
     check_product_dtype(product_dtype)
     check_patterns("exclude", exclude)
 
@@ -242,7 +242,8 @@ def scale_by_orthogonal(
         )
         rest_params = None if params is None else parted(params, axes_of)[1]
         its_step = inner.at(step._replace(entered=None), rest_params)
-        rest, others_state = inner.take(rest, state.others, rest_params, its_step)
+        rest, others_state = inner.update(rest, state.others, rest_params, its_step)
+        others_state = inner.after(step, others_state, state.others)
         rest = each_leaf(lambda d, m: m * d, rest, m=step.others_multiplier)
         return joined(direction, rest), ScaleByOrthogonalState(mu, nu, others_state)
 

@@ -41,7 +41,8 @@ def average_weights(
     """Keeps the average of the weights that training passes through; updates pass unchanged.
 
     At the steps t = start, start + period, ... (1-based), with theta + u the weights that the
-    step ends with and n the number of weights averaged so far, these included:
+    step ends with, rounded as `optax.apply_updates` rounds them, and n the number of weights
+    averaged so far, these included:
 
         A <- A + max(1 / n, 1 - decay) (theta + u - A)
 

@@ -68,12 +68,10 @@ def lookahead(
 
     Returns:
       A transformation whose updates have the shapes and dtypes it is given.
-      State: `CountedState` around `LookaheadState`. The slow weights are stored as theta + u,
-      computed in at least float32. In float32 and float64 the step after a synchronization
-      therefore starts from them bit for bit. In bfloat16 and float16 `optax.apply_updates` rounds
-      twice, the update and the sum. The parameters then start within one unit in the last place
-      of the slow weights, or of the update where the update is larger. Each synchronization
-      measures the parameters anew, so that nothing accumulates.
+      State: `CountedState` around `LookaheadState`. The slow weights are stored as the parameters
+      that `optax.apply_updates` makes of theta and u, in their own dtype, and then in at least
+      float32. The step after a synchronization therefore starts from them bit for bit, also where
+      bfloat16 and float16 round the update and the sum.
 
     Raises:
       ValueError: for a period < 1 or not whole, a step size outside [0, 1], a momentum outside
