@@ -29,20 +29,25 @@ GATES = {
 }
 
 
+# A step that measures, one in twenty, writes the core's direction of two leaves at a time.
+LARGEST = 4 * 2 * max(x.size for x in LARGE.values()) / sum(x.size for x in LARGE.values())
+
+
 @pytest.fixture(params=GATES)
 def gate(request, accelerator, place):
     build, params, *most = GATES[request.param]
     program = accelerator.compile_step(build(), params, place)
     row = accelerator.facts(program, params, place)
-    return row, most[0] if place.target == "h100" else most[1]
+    measures = request.param.startswith("record_metrics")
+    return row, most[0] if place.target == "h100" else most[1], measures
 
 
 def test_an_option_costs_its_bytes_and_copies_nothing(gate):
-    row, most = gate
+    row, most, measures = gate
     assert 0.7 * most < row["bytes_expected"] <= most
     assert row["copies_entry"] == 0
     assert row["loops"] == 0
-    assert row["temporary_bytes"] < 0.1
+    assert row["temporary_bytes"] < 0.1 + (LARGEST if measures else 0)
     for branch in row["branches"]:
         assert min(branch["bytes"]) < 0.01, branch
 
