@@ -141,7 +141,7 @@ class Place(NamedTuple):
         return 1 if self.mesh is None else CHIPS
 
     def shardings(self, params: Any) -> tuple[Any, Sharding]:
-        """Those of the parameters, and that of all else."""
+        """The shardings of the parameters, and the sharding of all else."""
         if self.mesh is None:
             alone = SingleDeviceSharding(self.devices[0])
             return jax.tree.map(lambda _: alone, params), alone
