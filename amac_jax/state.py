@@ -139,13 +139,17 @@ def learning_rate(opt_state: Tree) -> jax.Array:
 
 
 def metrics(opt_state: Tree) -> dict[str, jax.Array]:
-    """Returns the scalars that an optimizer with `record_metrics=True` recorded at the last step.
+    """Returns the scalars that an optimizer with `record_metrics` recorded last.
+
+    With `record_metrics=True` they are of the last step. With a number n they are of the last of
+    the steps 1, n, 2n, ..., and other steps cost nothing.
 
     Always: grad_norm, update_norm, param_norm (before the step), learning_rate, and
     update_ratio = update_norm / param_norm. Where the optimizer has them: weight_decay,
     noise_scale, clip_fraction, first_moment_norm, second_moment_norm, momentum_norm,
     slow_distance, averaged_count, plateau_scale (the factor of whole updates), skipped_steps.
-    A step that `skip_nonfinite` skips changes skipped_steps alone.
+    slow_distance is ||theta + u - phi||, 0 at a synchronization. A step that `skip_nonfinite` skips
+    changes skipped_steps alone.
 
     Args:
       opt_state: as for `averaged_params`.

@@ -13,7 +13,8 @@ import pytest
 
 # Most tests compare numbers of programs that run once, and most of their time was XLA's. So it
 # optimizes less: the same operations on the same arrays, compiled three times as fast. The soak
-# compiles as users do, and the gates of test_cost.py read the loops that users get.
+# and .ci/accelerators compile as users do, and the gates of test_cost.py read the loops that users
+# get.
 FAST_COMPILATION = " ".join(
     (
         "--xla_backend_optimization_level=0",
@@ -25,7 +26,8 @@ FAST_COMPILATION = " ".join(
 # XLA ends the process at a flag that it does not know, as jaxlib 0.11 and 0.12 do at the third one.
 KNOWN = tuple(map(int, version("jaxlib").split(".")[:2])) <= (0, 10)
 SOAK = os.environ.get("AMAC_JAX_SOAK") == "1"
-if KNOWN and not SOAK and FAST_COMPILATION not in os.environ.get("XLA_FLAGS", ""):
+AS_USERS_DO = SOAK or os.environ.get("AMAC_JAX_ACCELERATORS") == "1"
+if KNOWN and not AS_USERS_DO and FAST_COMPILATION not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +74,8 @@ FAST = {
 PROMOTE = {
     *("test_augmentation", "test_checkpoints", "test_compare_optimizers", "test_distributed_mnist"),
     *("test_landscapes_example", "test_mnist", "test_mnist_cnn"),  # examples/
-    *("test_benchmarks", "test_comparison", "test_short_runs", "test_stage_order"),  # benchmarks/
+    *("test_accelerator_program", "test_on_gpu"),  # benchmarks/
+    *("test_benchmarks", "test_comparison", "test_short_runs", "test_stage_order"),
     *("test_clients", "test_frameworks", "test_optax_suite"),  # other libraries
     *("test_equinox_modules", "test_kernels"),
 }

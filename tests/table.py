@@ -161,7 +161,7 @@ CASES = {
     ),
     "decay_weights": Case(
         amac_jax.decay_weights,
-        {"rate": (0.1, 0.2), "cautious": (0.5, 1.0), "floor": (0.95, 0.5)},
+        {"rate": (0.01, 0.02), "cautious": (0.5, 1.0), "floor": (0.5, 0.9)},
         identity={"rate": 0.0},
     ),
     "lookahead": Case(

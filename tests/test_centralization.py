@@ -1,6 +1,7 @@
 """`centralize` against its equation, and on the gradients of real models of four libraries."""
 
 import functools
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -390,3 +391,19 @@ def test_rows_of_tokens_that_did_not_occur_stay_as_they_are(text):
     assert np.all(kernel_after != kernel_before)
     after, _ = embedding_and_kernel(after_optax)
     assert np.all(after[ABSENT] != before[ABSENT])
+
+
+def test_a_gpu_sums_a_long_fan_in_in_parts():
+    """The same mean: only the order of the sum differs."""
+    tx = centralize()
+    gradients = {"kernel": jax.random.normal(jax.random.key(0), (256, 3)) + 1.0}
+    step = jax.jit(tx.update).trace(gradients, tx.init(gradients))
+    sums = {
+        platform: step.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.reduce(")
+        for platform in ("cpu", "tpu", "cuda", "rocm")
+    }
+    assert sums == {"cpu": 1, "tpu": 1, "cuda": 2, "rocm": 2}
+    with unittest.mock.patch("jax.lax.platform_dependent", lambda x, cuda, **_: cuda(x)):
+        in_parts, _ = tx.update(gradients, tx.init(gradients))
+    expected = gradients["kernel"] - gradients["kernel"].mean(axis=0)
+    np.testing.assert_allclose(in_parts["kernel"], expected, atol=1e-6)

@@ -47,7 +47,7 @@ BELOW = {
 BEFORE = {
     "_core": [
         *("types", "xla", "polar", "paths", "hyperparameters", "ranges", "objective", "random"),
-        *("leaves", "moments", "boundary", "cores", "chain", "storage"),
+        *("leaves", "moments", "measures", "boundary", "cores", "chain", "storage"),
     ],
     "schedules": ["_progress"],
     "techniques": [],

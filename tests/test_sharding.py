@@ -38,7 +38,10 @@ DIFFERENCE_OF_WEIGHTS = {"compose"}
 
 # The quintics of Muon magnify the last bits of their products; a device has whole kernels there.
 ORTHOGONAL = {"muon", "amac", "amac auto"}
-SQUARES = {"muon"}  # with NorMuon's second moments: a square has twice the relative error
+# The state's error is twice as large with NorMuon's second moments, which are squares, and with
+# momentum behind a centralized gradient, which is singular: 1.3e-5 at most of 12 seeds, median
+# 7e-6.
+TWICE = {"muon", "amac"}
 EVERY_KIND = {"all-gather", "all-reduce", "all-to-all", "collective-permute"}
 
 
@@ -66,7 +69,7 @@ def test_8_devices_do_what_one_does(run, name, axis_type, layout):
     assert report.identical or report.collectives or name in REWRITTEN
     if name in ORTHOGONAL:
         assert report.params_error <= 1e-5
-        assert report.state_error <= (2e-5 if name in SQUARES else 1e-5)
+        assert report.state_error <= (2e-5 if name in TWICE else 1e-5)
     else:
         assert report.params_error <= 1e-6
         assert report.state_error <= (3e-6 if name in DIFFERENCE_OF_WEIGHTS else 1e-6)

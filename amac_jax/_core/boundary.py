@@ -5,9 +5,11 @@ least float32, and the values of its hyperparameters. `technique` puts the bound
 which makes it an Optax transformation. `compose` puts one boundary around a whole chain of stages.
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
 
@@ -16,7 +18,16 @@ import jax.numpy as jnp
 import optax
 
 from amac_jax._core.hyperparameters import Hyperparameter, next_count
-from amac_jax._core.leaves import enter, in_dtypes_of, trained_only, widen
+from amac_jax._core.leaves import (
+    Entered,
+    each_leaf,
+    enter,
+    in_dtypes_of,
+    trained_only,
+    where,
+    widen,
+)  # fmt: skip
+from amac_jax._core.measures import Measure
 from amac_jax._core.paths import written_path
 from amac_jax._core.ranges import Range, check_arguments
 from amac_jax._core.types import Keywords, Tree
@@ -29,6 +40,36 @@ class Step(NamedTuple):
     learning_rate: jax.Array | float = 1.0  # eta_t in `compose`; 1 in any other chain
     extra_args: Keywords = MappingProxyType({})
     values: Mapping[str, jax.Array | None] = {}  # of the stage's hyperparameters
+    gradient_factor: jax.Array | None = None  # of all updates, for a stage that takes it; None: 1
+    finite: jax.Array | None = None  # whether the step counts; None: every step counts
+    entered: Entered | None = None  # what the step works on; None: a part of it, or a trial
+
+    @classmethod
+    def into(cls, inside: Entered, count: jax.Array, finite: jax.Array | None = None) -> Step:
+        """The step that works on what has entered."""
+        return cls(count, extra_args=inside.extra_args, finite=finite, entered=inside)
+
+    def counts(self, due: jax.Array) -> jax.Array:
+        """Whether something is done that is due: not at a step that is skipped."""
+        return due if self.finite is None else due & self.finite
+
+    def kept(self, new: Tree, old: Tree) -> Tree:
+        """The new tree, or the old one at a step that is skipped."""
+        return new if self.finite is None else where(self.finite, new, old)
+
+    def silenced(self, updates: Tree) -> Tree:
+        """The updates, or -0 at a step that is skipped: a parameter of -0 then stays one."""
+        return self.kept(updates, jax.tree.map(lambda u: -jnp.zeros_like(u), updates))
+
+    def in_memory(self, params: Tree) -> Tree:
+        """The parameters as a conditional should read them: before they are widened."""
+        return params if self.entered is None else self.entered.received[1]
+
+    def landing(self, params: Tree, updates: Tree) -> Tree:
+        """The parameters after the step, which `optax.apply_updates` makes too."""
+        if self.entered is None:
+            return jax.tree.map(jnp.add, params, updates)
+        return self.entered.landing(updates)
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.values:
@@ -41,6 +82,7 @@ class Observation(NamedTuple):
 
     before: Tree  # updates
     after: Tree  # updates
+    previous: Tree  # the state before the step
     state: Tree  # after the step
     params: Tree
     step: Step
@@ -53,8 +95,14 @@ class Stage(NamedTuple):
     init: Callable[[Tree], Tree] = lambda params: optax.EmptyState()  # params in their own dtypes
     needs_params: bool = False
     refuses_complex: bool = False
-    metrics: Callable[[Observation], dict[str, jax.Array]] | None = None
+    metrics: Callable[[Observation], dict[str, Measure]] | None = None
     is_optimizer: bool | None = None  # whether updates point down; None: unknown, a foreign one
+    # Of a stage that multiplies all updates by one number: (updates, step) -> the number.
+    factor: Callable[[Tree, Step], jax.Array] | None = None
+    takes_factor: bool = False  # its updates are `gradient_factor` times what the equation says
+    holds: bool = False  # its `update` leaves its state alone at a skipped step
+    lands: bool = False  # it reads where parameters land, and does nothing at a skipped step
+    is_chain: bool = False  # its `update` is `in_turn`, skipped steps included
     name: str = "core"
     hyperparameters: Mapping[str, tuple[Hyperparameter | None, Range]] = {}
 
@@ -63,6 +111,12 @@ class Stage(NamedTuple):
         if self.refuses_complex:
             _check_real(self.name, params)
         return self.init(params)
+
+    def after(self, step: Step, new: Tree, old: Tree) -> Tree:
+        """The state that `update` returned, or the old one at a step that is skipped."""
+        if step.finite is None or self.holds or self.lands:
+            return new
+        return step.kept(in_dtypes_of(old, new), old)
 
     def at(self, step: Step, params: Tree) -> Step:
         """The step, with the values of this stage's hyperparameters."""
@@ -81,6 +135,13 @@ class CountedState(NamedTuple):
 
     count: jax.Array  # () int32: the updates made; stops at the largest int32
     inner: Tree
+
+    def after(self, inner: Tree, finite: jax.Array | None = None) -> CountedState:
+        """The state after a step, which counts if it is finite."""
+        count = next_count(self.count)
+        if finite is not None:
+            count = jnp.where(finite, count, self.count)
+        return CountedState(count, in_dtypes_of(self.inner, inner))
 
 
 class Transformation(optax.GradientTransformationExtraArgs):
@@ -105,21 +166,74 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return self.description or super().__repr__()
 
 
+def in_turn(
+    stages: Sequence[Stage], updates: Tree, states: Sequence[Tree], params: Tree, step: Step
+) -> tuple[Tree, list[Observation]]:
+    """One step of each stage in their order.
+
+    A factor of all updates is left to the next stage, if it takes one. What that stage reads is
+    then in memory as it came, and XLA need not write the product.
+
+    At a step that is skipped, updates are -0 where a stage lands and at the end, so that a
+    parameter of -0 stays what it is. States stay what they are, in the loops that write them. What
+    updates are computed from should be the state that is kept: XLA would else need the old one
+    after it is overwritten, and keep a copy.
+    """
+    seen: list[Observation] = []
+    factor, is_silenced = None, step.finite is None
+    for stage, state in zip(stages, states, strict=True):
+        its_step = stage.at(step, params)
+        if stage.takes_factor:
+            its_step, factor = its_step._replace(gradient_factor=factor), None
+        elif factor is not None:
+            updates, factor = times(factor, updates), None
+        if stage.lands and not is_silenced:
+            updates, is_silenced = step.silenced(updates), True
+        before = updates
+        with jax.named_scope(stage.name):
+            if stage.factor is not None:
+                factor, new = stage.factor(before, its_step), state
+            else:
+                updates, new = stage.update(before, state, params, its_step)
+                new = stage.after(step, new, state)
+        seen.append(Observation(before, updates, state, new, params, its_step))
+    if factor is not None:
+        updates = times(factor, updates)
+    return updates if is_silenced else step.silenced(updates), seen
+
+
+def times(factor: jax.Array, updates: Tree) -> Tree:
+    """c u."""
+    return each_leaf(lambda u, factor: u * factor, updates, factor=factor)
+
+
+def self_contained(stage: Stage) -> Stage:
+    """The stage as a chain of one, if it is not a chain: skipped steps are its own affair."""
+    if stage.is_chain:
+        return stage
+
+    def update(updates: Tree, state: Tree, params: Tree, step: Step) -> tuple[Tree, Tree]:
+        updates, (seen,) = in_turn([stage], updates, [state], params, step)
+        return updates, seen.state
+
+    return stage._replace(update=update, hyperparameters={}, is_chain=True)
+
+
 def transformation(stage: Stage, description: str = "") -> Transformation:
     """Puts the boundary around a stage.
 
     State: `CountedState` around the state of the stage.
     """
+    whole = self_contained(stage)
 
     def init(params: Tree) -> CountedState:
         return CountedState(jnp.zeros([], jnp.int32), stage.begin(trained_only(params)))
 
     def update(updates: Tree, state: CountedState, params: Tree = None, **extra_args: Any):
         inside = enter(updates, params, extra_args)
-        step = stage.at(Step(state.count, extra_args=inside.extra_args), inside.params)
-        updates, inner = stage.update(inside.updates, state.inner, inside.params, step)
-        state = CountedState(next_count(state.count), in_dtypes_of(state.inner, inner))
-        return inside.leave(updates), state
+        step = whole.at(Step.into(inside, state.count), inside.params)
+        updates, inner = whole.update(inside.updates, state.inner, inside.params, step)
+        return inside.leave(updates), state.after(inner)
 
     return Transformation(init, update, stage, description)
 
@@ -137,26 +251,21 @@ def stage_of(tx: optax.GradientTransformation | Stage, argument: str = "tx") -> 
     if isinstance(tx, Transformation) and tx.stage is not None:
         return tx.stage
 
-    def update(updates: Tree, state: Tree, params: Tree, step: Step) -> tuple[Tree, Tree]:
-        return updated_by(tx, updates, state, params, step.extra_args)
-
-    return Stage(update, lambda params: tx.init(widen(params)))
+    return foreign(tx)
 
 
-def updated_by(
-    tx: optax.GradientTransformation,
-    updates: Tree,
-    state: Tree,
-    params: Tree,
-    extra_args: Keywords,
-) -> tuple[Tree, Tree]:
-    """An update by any transformation, which gets the extra args if it takes them.
+def foreign(tx: optax.GradientTransformation) -> Stage:
+    """Any transformation as a stage, which gets the extra args if it takes them.
 
     Strict promotion of dtypes is asked of this library alone: Optax is not written for it.
     """
     takes_them = isinstance(tx, optax.GradientTransformationExtraArgs)
-    with jax.numpy_dtype_promotion("standard"):
-        return tx.update(updates, state, params, **(extra_args if takes_them else {}))
+
+    def update(updates: Tree, state: Tree, params: Tree, step: Step) -> tuple[Tree, Tree]:
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(updates, state, params, **(step.extra_args if takes_them else {}))
+
+    return Stage(update, lambda params: tx.init(widen(params)))
 
 
 Arguments = ParamSpec("Arguments")

@@ -1,5 +1,6 @@
 """Leaves on their way into a step and out of it: which are trained, in which dtype and shape."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -7,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType
 from jax.tree_util import KeyPath
 from jax.typing import ArrayLike, DTypeLike
 
 from amac_jax._core.paths import written_path
 from amac_jax._core.types import Keywords, Tree, promoted
+from amac_jax._core.xla import only_when
 
 Arrays = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 
@@ -100,9 +103,48 @@ def each_leaf(
     return jax.tree.map(leafwise, tree, *rest)
 
 
+def where(condition: jax.Array, tree: Tree, other: Tree) -> Tree:
+    """`jnp.where`, leaf by leaf, in the dtypes of `tree`."""
+
+    def chosen(leaf: jax.Array, other: jax.Array) -> jax.Array:
+        return jnp.where(condition, leaf, jnp.asarray(other).astype(jnp.result_type(leaf)))
+
+    return jax.tree.map(chosen, tree, other)
+
+
 def global_norm(tree: Tree) -> jax.Array:
     """The Euclidean norm of all leaves together, () in at least float32."""
     return optax.tree.norm(widen(tree))
+
+
+def all_finite(tree: Tree, received: Tree) -> jax.Array:
+    """Whether every element of every leaf is finite, () bool.
+
+    A finite norm says so, and clipping needs this norm too. Squares of finite numbers may overflow:
+    where the norm is not finite, every element is asked.
+
+    Args:
+      tree: in at least float32.
+      received: the same numbers as they are in memory.
+
+    Example:
+      >>> tree = {"w": jnp.full(2, 1e30), "b": jnp.array([0.0])}
+      >>> all_finite(tree, tree), all_finite(tree | {"b": jnp.inf}, tree | {"b": jnp.inf})
+      (Array(True, dtype=bool), Array(False, dtype=bool))
+    """
+
+    def each_is(finite: jax.Array, received: Tree) -> jax.Array:
+        leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(received)]
+        return functools.reduce(jnp.logical_and, leaves, jnp.array(True))
+
+    finite = jnp.isfinite(global_norm(tree))
+    with jax.named_scope("skip_nonfinite"):
+        return only_when(~finite, each_is, finite, received)
+
+
+def is_explicit(x: jax.Array) -> bool:
+    """Whether the program says where this array lies, and XLA does not choose."""
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
 def in_dtypes_of(state: Tree, new_state: Tree) -> Tree:
@@ -123,6 +165,9 @@ class Entered(NamedTuple):
     updates: Tree  # the trained leaves, in at least float32 and the parameters' precision
     params: Tree  # the parameters in the same form, or None
     leave: Callable[[Tree], Tree]  # new updates -> updates in the structure and dtypes received
+    landing: Callable[[Tree], Tree]  # new updates -> the parameters after `optax.apply_updates`
+    received: tuple[Tree, Tree]  # updates and params in the dtypes received; the trained leaves
+    widened: Callable[[Tree], Tree]  # from there to here
     extra_args: Keywords
 
 
@@ -163,6 +208,17 @@ def enter(updates: Tree, params: Tree, extra_args: Keywords) -> Entered:
         new = [u.astype(jnp.result_type(g)) if is_in else None for u, g, is_in in both]
         return chosen(new, [*map(_no_update, gradients, weights)])
 
+    def landing(new_updates: Tree) -> Tree:
+        """As `optax.apply_updates` computes them, so that XLA makes them once."""
+
+        def landed(new: jax.Array, gradient: jax.Array, weight: jax.Array) -> jax.Array:
+            dtype = promoted(jnp.result_type(gradient), jnp.result_type(weight))
+            update = new.astype(jnp.result_type(gradient)).astype(dtype)
+            return (jnp.asarray(weight).astype(dtype) + update).astype(jnp.result_type(weight))
+
+        trained = zip(structure.flatten_up_to(new_updates), gradients, weights, inside, strict=True)
+        return structure.unflatten(landed(u, g, w) if is_in else None for u, g, w, is_in in trained)
+
     value_fn = extra_args.get("value_fn")
     if callable(value_fn) and not all(inside):
 
@@ -170,8 +226,15 @@ def enter(updates: Tree, params: Tree, extra_args: Keywords) -> Entered:
             return value_fn(chosen(structure.flatten_up_to(trained), weights))
 
         extra_args = {**extra_args, "value_fn": of_trained}
-    wide_params = None if params is None else wide(weights)
-    return Entered(wide(gradients), wide_params, leave, extra_args)
+
+    def widened(received: Tree) -> Tree:
+        return None if received is None else wide(structure.flatten_up_to(received))
+
+    nothing = [None] * len(gradients)
+    received_params = None if params is None else chosen(weights, nothing)
+    received = chosen(gradients, nothing), received_params
+    wide_updates, wide_params = map(widened, received)
+    return Entered(wide_updates, wide_params, leave, landing, received, widened, extra_args)
 
 
 def _is_inside(path: KeyPath, gradient: Tree, weight: Tree) -> bool:

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 
 from amac_jax._core.boundary import Observation, Stage, Step
 from amac_jax._core.leaves import widen
+from amac_jax._core.measures import Measure
 from amac_jax._core.random import random_words
 from amac_jax._core.random.keys import Key, as_key_data, check_key, sub_key, typed_key
 from amac_jax._core.types import Tree
@@ -89,7 +90,7 @@ def stored(stage: Stage, kept: Storage) -> Stage:
         inner = kept.stored(inner, state.key, opaque_zero(step.count), shift=golden)
         return updates, StoredState(state.key, inner)
 
-    def metrics(seen: Observation) -> dict[str, jax.Array]:
+    def metrics(seen: Observation) -> dict[str, Measure]:
         seen = seen._replace(state=kept.loaded(seen.state.inner))
         return {} if stage.metrics is None else stage.metrics(seen)
 

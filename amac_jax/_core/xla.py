@@ -1,6 +1,7 @@
-"""Programs that XLA compiles as they are meant: a zero it cannot fold, a write only when due."""
+"""Programs that XLA compiles as they are meant: a zero it cannot fold, work only when due."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,21 +31,47 @@ def opaque_zero(count: jax.Array) -> jax.Array:
     return jnp.minimum(count.astype(jnp.int32), 0)
 
 
-def write_when(
-    due: jax.Array, function: Callable[[Tree, Tree], Tree], state: Tree, params: Tree, updates: Tree
-) -> Tree:
-    """function(state, params + updates), on trees, where `due`; else `state`, untouched.
+Kept = TypeVar("Kept")
 
-    Where it is not due, no leaf is read or written, and nothing in `function` is computed.
-    `optax.apply_updates` computes params + updates too: XLA has this sum in memory as the new
-    parameters and makes it once. Under `vmap` over `due` a conditional becomes a select, which
-    reads and writes every leaf at every step.
+
+def only_when(due: jax.Array, function: Callable[..., Kept], kept: Kept, *operands: Tree) -> Kept:
+    """function(kept, *operands) where `due`; else `kept`, untouched.
+
+    Where it is not due, no leaf is read or written, and nothing in `function` is computed, on
+    every backend. Under `vmap` over `due` a conditional becomes a select, which reads and writes
+    every leaf at every step.
+
+    The operands should be in memory anyway: XLA writes to memory for a conditional what it would
+    otherwise compute in passing.
 
     Example:
-      >>> tree = jnp.zeros(2)
-      >>> write_when(jnp.array(True), lambda old, new: (old + new) / 2, tree, tree, tree + 1)
+      >>> only_when(jnp.array(True), lambda old, new: (old + new) / 2, jnp.zeros(2), jnp.ones(2))
       Array([0.5, 0.5], dtype=float32)
     """
-    landing = jax.tree.map(jnp.add, params, updates)
-    # Keeping is the false branch: XLA copies every buffer if the branches are exchanged.
-    return jax.lax.cond(due, function, lambda state, landing: state, state, landing)
+    # `lax.cond` copies what it keeps: on a GPU before jax 0.11 (jax issue 39449), and on every
+    # other backend if keeping is its true branch. A switch copies nothing if keeping is branch 0.
+    branches = [lambda kept, *operands: kept, function]
+    return jax.lax.switch(due.astype(jnp.int32), branches, kept, *operands)
+
+
+def after(norm: jax.Array, tree: Tree) -> Tree:
+    """The tree, of which XLA cannot compute with an array of floats before it has the norm.
+
+    What is written over the tree is then written after everything that the norm needs has been
+    read, and XLA need not keep a copy for it.
+
+    Args:
+      norm: () array >= 0 or NaN that XLA cannot compute while compiling.
+      tree: any pytree.
+
+    Example:
+      >>> after(jnp.array(2.0), jnp.ones(2))
+      Array([1., 1.], dtype=float32)
+    """
+    never = norm < 0
+
+    def later(leaf: Tree) -> Tree:
+        is_array = jnp.ndim(leaf) > 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        return jnp.where(never, jnp.zeros_like(leaf), leaf) if is_array else leaf
+
+    return jax.tree.map(later, tree)

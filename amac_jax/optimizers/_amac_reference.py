@@ -14,6 +14,7 @@ from amac_jax._core.random.keys import Key
 from amac_jax._core.ranges import AT_LEAST_ONE as LENGTH
 from amac_jax._core.ranges import COUNT, DECAY, LIMIT, NON_NEGATIVE, UNIT, checked
 from amac_jax._core.types import Tree
+from amac_jax._core.xla import only_when
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._keywords import core_of
 from amac_jax.schedules import warmup_cosine
@@ -163,7 +164,7 @@ def _average_in_the_loop(start: int, period: int) -> Stage:
             means = structure.flatten_up_to(average)
             return structure.unflatten(map(fold, range(tensors), means, leaves, new_leaves))
 
-        average = jax.lax.cond(due, fold_in, lambda average: average, state.average)
+        average = only_when(due, fold_in, state.average)
         most = jnp.iinfo(jnp.int32).max - tensors
         averaged = jnp.where(due, jnp.minimum(state.averaged, most) + tensors, state.averaged)
         return updates, state._replace(averaged=averaged, average=average)

@@ -9,7 +9,7 @@ import optax
 from amac_jax._core.boundary import stage_of, transformation
 from amac_jax._core.chain import chain
 from amac_jax._core.hyperparameters import Hyperparameter
-from amac_jax._core.ranges import check
+from amac_jax._core.ranges import COUNT, check
 from amac_jax.optimizers._keywords import check_companions, takes_techniques
 from amac_jax.techniques import RANGES, TECHNIQUES, Techniques
 from amac_jax.wrappers import skip_nonfinite
@@ -70,7 +70,8 @@ def compose(
         average_decay: decay of a moving average of weights. Off: None or 1, the plain mean.
         state_dtype: "bfloat16" stores state in it, rounded at random. Off: None or "float32".
         skip_nonfinite: whether a step with a NaN or infinite gradient changes only a counter.
-        record_metrics: whether to record scalars for `amac_jax.metrics`.
+        record_metrics: whether to record scalars for `amac_jax.metrics`; a number n records them at
+          the first step and every n-th.
 
     Returns:
       A transformation whose updates have the shapes and dtypes of the gradients. Integers and bools
@@ -105,6 +106,10 @@ def compose(
     check_companions(given)
     stage_of(core, "core")  # for its errors
     stages = [row.stage(given) for row in TECHNIQUES if row.is_in(given)]
-    record = techniques.get("record_metrics", False)
-    tx = transformation(chain(stages, learning_rate, record=record))
+    every = techniques.get("record_metrics")
+    if isinstance(every, bool):
+        every = 1 if every else None
+    elif every is not None:
+        check("record_metrics", every, COUNT)
+    tx = transformation(chain(stages, learning_rate, record_every=every))
     return skip_nonfinite(tx) if techniques.get("skip_nonfinite") else tx

@@ -6,15 +6,22 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amac_jax._core.boundary import Transformation, described, stage_of, transformation
+from amac_jax._core.boundary import (
+    Step,
+    Transformation,
+    described,
+    stage_of,
+    transformation,
+)  # fmt: skip
 from amac_jax._core.hyperparameters import is_number
-from amac_jax._core.types import Keywords
+from amac_jax._core.types import Keywords, Tree
 from amac_jax.techniques import KEYWORDS, TECHNIQUES
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -162,7 +169,36 @@ def core_of(
     """A core of Optax. Its hyperparameters may be schedules."""
     if any(callable(value) for value in hyperparameters.values()):
         factory = optax.inject_hyperparams(factory)
-    return transformation(stage_of(factory(*args, **hyperparameters))._replace(is_optimizer=False))
+    stage = stage_of(factory(*args, **hyperparameters))
+    if factory is optax.scale_by_adam:
+        stage = stage._replace(update=_held_adam(hyperparameters), holds=True)
+    return transformation(stage._replace(is_optimizer=False))
+
+
+def _held_adam(hyperparameters: Keywords) -> Callable[..., tuple[Tree, Tree]]:
+    """Adam's update, which keeps its moments at a skipped step by decays of 1 and gradients of -0.
+
+    A choice between the moments and the old ones would come after what the direction reads.
+    """
+
+    def update(updates: Tree, state: Any, params: Tree, step: Step) -> tuple[Tree, Tree]:
+        held = dict(hyperparameters)
+        if step.finite is not None:
+            updates = step.silenced(updates)
+            for name, usual in ADAM_DECAYS.items():
+                held[name] = jnp.where(step.finite, hyperparameters.get(name, usual), 1.0)
+        with jax.numpy_dtype_promotion("standard"):  # in which Optax is written
+            updates, new = optax.scale_by_adam(**held).update(updates, state, params)
+        if step.finite is not None:
+            new = cast(optax.ScaleByAdamState, new)
+            new = new._replace(count=step.kept(new.count, state.count))
+        return updates, new
+
+    return update
+
+
+ADAM_DECAYS = {"b1": 0.9, "b2": 0.999}
+"""The decays of `optax.scale_by_adam` and their defaults."""
 
 
 def _unknown(factory: str, name: str, known: list[str]) -> str:

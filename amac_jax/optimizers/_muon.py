@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.cores import core_stage
 from amac_jax._core.hyperparameters import Hyperparameter, is_number, step_number
-from amac_jax._core.leaves import each_leaf, zeros_like
+from amac_jax._core.leaves import each_leaf, is_explicit, zeros_like
 from amac_jax._core.moments import abs_square, bias_corrected, moving_average
 from amac_jax._core.paths import check_fits, check_patterns, first_fit, is_masked
 from amac_jax._core.polar import MINIMAX, Quintic, polar_factor
@@ -26,14 +26,17 @@ from amac_jax._core.types import Tree
 from amac_jax.kernels import FanInRule, MatrixAxes, check_rule, matrix_axes
 from amac_jax.kernels import fan_in_axes as default_rule
 from amac_jax.optimizers._compose import compose
-from amac_jax.optimizers._keywords import takes_techniques
+from amac_jax.optimizers._keywords import core_of, takes_techniques
 from amac_jax.techniques import Techniques
 
 EPS = 1e-16
 """Added to the mean squares of units: below the squares of all but vanishing updates."""
 
-BATCHED_BELOW = 1 << 18
+BATCHED_BELOW = 1 << 22
 """Matrices with fewer elements than this are multiplied in one batch with others of their shape."""
+
+BATCHED_ON_CPU_BELOW = 1 << 18
+"""The same on CPU, where one product of larger matrices keeps all cores busy."""
 
 
 @takes_techniques(weight_decay=0.1)
@@ -208,7 +211,7 @@ def scale_by_orthogonal(
     """
     polynomials = quintics_of(quintics)
     rule = default_rule if fan_in_axes is None else fan_in_axes
-    inner = core_stage(optax.scale_by_adam() if others is None else others, "others")
+    inner = core_stage(core_of(optax.scale_by_adam) if others is None else others, "others")
     check_product_dtype(product_dtype)
     check_patterns("exclude", exclude)
 
@@ -226,24 +229,25 @@ def scale_by_orthogonal(
 
     def update(updates: Tree, state: ScaleByOrthogonalState, params: Tree, step: Step):
         gradients, rest = parted(updates, axes_of)
-        mu = moving_average(step.b1, state.mu, gradients)
+        mu = step.kept(moving_average(step.b1, state.mu, gradients), state.mu)
         momentum = moving_average(step.b1, mu, gradients) if nesterov else mu
         matrices = [as_matrices(*leaf) for leaf in kernels_of(momentum, axes_of)]
         factors, nu = orthogonal(matrices, polynomials, product_dtype), state.nu
         if nu is not None:
-            factors, nu = evened(factors, nu, step)
+            factors, new_nu = evened(factors, nu, step)
+            nu = step.kept(new_nu, nu)
         direction = jax.tree.structure(momentum).unflatten(
             from_matrices(step.rms.astype(o.dtype) * math.sqrt(larger_side(o)) * o, *leaf)
             for o, leaf in zip(factors, kernels_of(momentum, axes_of), strict=True)
         )
         rest_params = None if params is None else parted(params, axes_of)[1]
-        rest, others_state = inner.update(
-            rest, state.others, rest_params, inner.at(step, rest_params)
-        )
+        its_step = inner.at(step._replace(entered=None), rest_params)
+        rest, others_state = inner.update(rest, state.others, rest_params, its_step)
+        others_state = inner.after(step, others_state, state.others)
         rest = each_leaf(lambda d, m: m * d, rest, m=step.others_multiplier)
         return joined(direction, rest), ScaleByOrthogonalState(mu, nu, others_state)
 
-    return Stage(update, init)
+    return Stage(update, init, holds=True)
 
 
 AxesOf = Callable[[KeyPath, object], Any]  # -> MatrixAxes, or None for no kernel
@@ -301,16 +305,28 @@ def orthogonal(
 ) -> list[jax.Array]:
     """U V^H of each; matrices of one shape, or of transposed shapes, are a batch if small."""
     wide = [x.mT if is_tall(x) else x for x in matrices]
-    batches: dict[tuple, list[int]] = {}
+    alike: dict[tuple, list[int]] = {}
     for place, x in enumerate(wide):
-        is_small = math.prod(x.shape[1:]) < BATCHED_BELOW
-        batches.setdefault((*x.shape[1:], x.dtype, is_small or place), []).append(place)
-    for places in batches.values():
-        batch = jnp.concatenate([wide[place] for place in places])
-        done = polar_factor(batch, quintics, product_dtype)
-        ends = [*itertools.accumulate(len(wide[place]) for place in places)]
-        for place, part in zip(places, jnp.split(done, ends[:-1]), strict=True):
-            wide[place] = part
+        alike.setdefault((*x.shape[1:], x.dtype), []).append(place)
+
+    def one_by_one(*stacks: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(polar_factor(stack, quintics, product_dtype) for stack in stacks)
+
+    def in_one_batch(*stacks: jax.Array) -> tuple[jax.Array, ...]:
+        done = polar_factor(jnp.concatenate(stacks), quintics, product_dtype)
+        ends = [*itertools.accumulate(map(len, stacks))]
+        return tuple(jnp.split(done, ends[:-1]))
+
+    for (*shape, _), places in alike.items():
+        stacks, size = [wide[place] for place in places], math.prod(shape)
+        if size >= BATCHED_BELOW or len(places) == 1:
+            done = one_by_one(*stacks)
+        elif size < BATCHED_ON_CPU_BELOW:
+            done = in_one_batch(*stacks)
+        else:
+            done = jax.lax.platform_dependent(*stacks, cpu=one_by_one, default=in_one_batch)
+        for place, factor in zip(places, done, strict=True):
+            wide[place] = factor
     return [done.mT if is_tall(x) else done for done, x in zip(wide, matrices, strict=True)]
 
 
@@ -352,11 +368,6 @@ def evened(
 
 def sizes(kernel: jax.Array, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(kernel.shape[axis] for axis in axes)
-
-
-def is_explicit(x: jax.Array) -> bool:
-    """Whether the program says where this array lies, and XLA does not choose."""
-    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
 def is_finite(value: object) -> bool:

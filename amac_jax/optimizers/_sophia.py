@@ -16,6 +16,7 @@ from amac_jax._core.objective import check_objective, hessian_vector_product
 from amac_jax._core.random.keys import Key, as_key_data, check_key, typed_key
 from amac_jax._core.ranges import COUNT, DECAY, POSITIVE
 from amac_jax._core.types import Tree
+from amac_jax._core.xla import only_when
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._keywords import takes_techniques
 from amac_jax.techniques import Techniques
@@ -171,9 +172,8 @@ def scale_by_sophia(
             products = hessian_vector_product(objective, params, signs)
             return moving_average(step.b2, hessian, optax.tree.mul(signs, products))
 
-        # The false branch keeps the state: XLA copies every buffer if the branches are exchanged.
         due = step.count % step.update_interval == 0
-        hessian = jax.lax.cond(due, estimate, lambda hessian: hessian, state.hessian)
+        hessian = only_when(due, estimate, state.hessian)
         direction = each_leaf(clipped_step, mu, hessian, gamma=step.gamma, eps=step.eps)
         return direction, ScaleBySophiaState(mu, hessian, state.key)
 

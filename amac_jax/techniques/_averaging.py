@@ -11,11 +11,12 @@ from jax.typing import DTypeLike
 from amac_jax._core.boundary import Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter, as_float, next_count
 from amac_jax._core.leaves import copied, each_leaf
+from amac_jax._core.measures import Measure
 from amac_jax._core.random.keys import Key
 from amac_jax._core.ranges import COUNT, DECAY_OR_MEAN, START
 from amac_jax._core.storage import storage
 from amac_jax._core.types import Tree, promoted
-from amac_jax._core.xla import write_when
+from amac_jax._core.xla import only_when
 
 
 class AverageWeightsState(NamedTuple):
@@ -40,7 +41,8 @@ def average_weights(
     """Keeps the average of the weights that training passes through; updates pass unchanged.
 
     At the steps t = start, start + period, ... (1-based), with theta + u the weights that the
-    step ends with and n the number of weights averaged so far, these included:
+    step ends with, rounded as `optax.apply_updates` rounds them, and n the number of weights
+    averaged so far, these included:
 
         A <- A + max(1 / n, 1 - decay) (theta + u - A)
 
@@ -100,7 +102,7 @@ def average_weights(
         return AverageWeightsState(jnp.zeros([], jnp.int32), average, kept.key_data())
 
     def update(updates: Tree, state: AverageWeightsState, params: Tree, step: Step):
-        due = is_due(next_count(step.count), step.start, step.period)
+        due = step.counts(is_due(next_count(step.count), step.start, step.period))
         averaged = jnp.where(due, next_count(state.averaged), state.averaged)
         weight = 1.0 / as_float(jnp.maximum(averaged, 1))
         if step.decay is not None:
@@ -110,13 +112,13 @@ def average_weights(
             average = each_leaf(folded_in, kept.loaded(average), landing, weight=weight)
             return kept.stored(average, state.key, step.count)
 
-        average = write_when(due, fold_in, state.average, params, updates)
+        average = only_when(due, fold_in, state.average, step.landing(params, updates))
         return updates, state._replace(averaged=averaged, average=average)
 
-    def metrics(seen: Observation) -> dict[str, jax.Array]:
+    def metrics(seen: Observation) -> dict[str, Measure]:
         return {"averaged_count": seen.state.averaged}
 
-    return Stage(update, init, needs_params=True, metrics=metrics)
+    return Stage(update, init, needs_params=True, metrics=metrics, lands=True)
 
 
 def folded_in(average: jax.Array, landing: jax.Array, weight: jax.Array) -> jax.Array:

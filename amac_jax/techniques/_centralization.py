@@ -11,6 +11,7 @@ from jax.tree_util import KeyPath
 
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
+from amac_jax._core.leaves import is_explicit
 from amac_jax._core.ranges import STRENGTH
 from amac_jax._core.types import Tree
 from amac_jax.kernels import FanInRule, check_rule
@@ -69,17 +70,51 @@ def centralize(strength: Hyperparameter = 1.0, *, fan_in_axes: FanInRule | None 
         return optax.EmptyState()
 
     def update(updates: Tree, state: Tree, params: Tree, step: Step):
+        def scaled(part: jax.Array) -> jax.Array:
+            return (
+                part
+                if step.gradient_factor is None
+                else step.gradient_factor.astype(part.dtype) * part
+            )
+
         def centralized(path: KeyPath, gradient: jax.Array) -> jax.Array:
             axes = rule(path, gradient)
             if axes is None or math.prod(gradient.shape[axis] for axis in axes) <= 1:
-                return gradient
-            return centered(gradient, step.strength.astype(gradient.dtype), axes)
+                return scaled(gradient)
+            mean = fan_in_mean(gradient, axes)
+            return scaled(gradient) - step.strength.astype(mean.dtype) * scaled(mean)
 
         return jax.tree_util.tree_map_with_path(centralized, updates), state
 
-    return Stage(update, init)
+    return Stage(update, init, takes_factor=True)
 
 
-def centered(gradient: jax.Array, strength: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """g - s mean(g), with the mean over the fan-in axes."""
-    return gradient - strength * jnp.mean(gradient, axis=axes, keepdims=True)
+PARTS = 16
+"""The parts of a long fan-in axis that a GPU sums side by side."""
+
+
+def fan_in_mean(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The mean over the fan-in axes, which are kept with length 1.
+
+    A GPU has a block of threads for 64 columns, so that most of its processors would have none:
+    there a long axis is summed in parts, and then the parts. A TPU's estimate rises by a fifth with
+    parts, and a CPU does not care.
+    """
+
+    def whole(leaf: jax.Array) -> jax.Array:
+        return jnp.mean(leaf, axis=axes, keepdims=True)
+
+    def in_parts(leaf: jax.Array) -> jax.Array:
+        shape = (*leaf.shape[:longest], PARTS, length // PARTS, *leaf.shape[longest + 1 :])
+        within = tuple(axis + (axis >= longest) for axis in axes)
+        of_parts = jnp.sum(leaf.reshape(shape), axis=within, keepdims=True)
+        # Without the barrier XLA makes the two sums one again.
+        total = jnp.sum(jax.lax.optimization_barrier(of_parts), axis=longest)
+        return total / math.prod(leaf.shape[axis] for axis in axes)
+
+    longest = max(axes, key=lambda axis: leaf.shape[axis])
+    length = leaf.shape[longest]
+    is_short = length % PARTS or length < 8 * PARTS or longest == leaf.ndim - 1
+    if is_short or is_explicit(leaf):
+        return whole(leaf)
+    return jax.lax.platform_dependent(leaf, cuda=in_parts, rocm=in_parts, default=whole)

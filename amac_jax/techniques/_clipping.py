@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
 
-from amac_jax._core.boundary import Observation, Stage, Step, technique
+from amac_jax._core.boundary import Observation, Stage, Step, technique, times
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.leaves import each_leaf, global_norm
+from amac_jax._core.measures import Measure, Share
 from amac_jax._core.ranges import LIMIT, POSITIVE
 from amac_jax._core.types import Tree
 from amac_jax.kernels import FanInRule, check_rule
@@ -55,11 +56,9 @@ def clipped(update: jax.Array, limit: jax.Array) -> jax.Array:
     return jnp.clip(update, -limit, limit)
 
 
-def share_clipped(seen: Observation) -> dict[str, jax.Array]:
+def share_clipped(seen: Observation) -> dict[str, Measure]:
     """clip_fraction: the share of elements that clipping changed."""
-    changed = jax.tree.map(lambda a, b: jnp.sum(a != b, dtype=jnp.float32), seen.before, seen.after)
-    share = jnp.asarray(optax.tree.sum(changed)) / float(max(optax.tree.size(seen.before), 1))
-    return {"clip_fraction": share}
+    return {"clip_fraction": Share(jax.tree.map(jnp.not_equal, seen.before, seen.after))}
 
 
 @technique(limit=LIMIT)
@@ -96,12 +95,14 @@ def clip_by_global_norm(limit: Hyperparameter) -> Stage:
       https://arxiv.org/abs/1211.5063.
     """
 
-    def update(updates: Tree, state: Tree, params: Tree, step: Step):
+    def factor(updates: Tree, step: Step) -> jax.Array:
         norm = global_norm(updates)
-        factor = jnp.where(norm > step.limit, step.limit / norm, 1.0)
-        return each_leaf(lambda u, factor: u * factor, updates, factor=factor), state
+        return jnp.where(norm > step.limit, step.limit / norm, 1.0)
 
-    return Stage(update)
+    def update(updates: Tree, state: Tree, params: Tree, step: Step):
+        return times(factor(updates, step), updates), state
+
+    return Stage(update, factor=factor)
 
 
 @technique(ratio=LIMIT, eps=POSITIVE)

@@ -8,7 +8,8 @@ from jax import Array
 
 from amac_jax._core.boundary import Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
-from amac_jax._core.leaves import each_leaf, global_norm, zeros_like
+from amac_jax._core.leaves import each_leaf, zeros_like
+from amac_jax._core.measures import Measure, Norm
 from amac_jax._core.ranges import DECAY, UNIT
 from amac_jax._core.types import Tree
 
@@ -64,12 +65,13 @@ def heavy_ball(decay: Hyperparameter, *, dampening: Hyperparameter = 0.0) -> Sta
     def update(updates: Tree, state: HeavyBallState, params: Tree, step: Step):
         share = 1.0 - step.dampening
         velocity = each_leaf(accelerated, state.velocity, updates, decay=step.decay, share=share)
+        velocity = step.kept(velocity, state.velocity)
         return velocity, HeavyBallState(velocity)
 
-    def metrics(seen: Observation) -> dict[str, Array]:
-        return {"momentum_norm": global_norm(seen.state.velocity)}
+    def metrics(seen: Observation) -> dict[str, Measure]:
+        return {"momentum_norm": Norm(seen.state.velocity)}
 
-    return Stage(update, init, metrics=metrics)
+    return Stage(update, init, metrics=metrics, holds=True)
 
 
 def accelerated(velocity: Array, update: Array, decay: Array, share: Array) -> Array:

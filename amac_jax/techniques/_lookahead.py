@@ -11,12 +11,13 @@ from jax.typing import DTypeLike
 
 from amac_jax._core.boundary import Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter, next_count
-from amac_jax._core.leaves import copied, each_leaf, global_norm, wide_dtype, zeros_like
+from amac_jax._core.leaves import copied, each_leaf, wide_dtype, zeros_like
+from amac_jax._core.measures import Measure, Norm
 from amac_jax._core.random.keys import Key
 from amac_jax._core.ranges import COUNT, DECAY, UNIT
 from amac_jax._core.storage import storage
 from amac_jax._core.types import Tree
-from amac_jax._core.xla import opaque_zero, write_when
+from amac_jax._core.xla import only_when, opaque_zero
 
 
 class LookaheadState(NamedTuple):
@@ -67,12 +68,10 @@ def lookahead(
 
     Returns:
       A transformation whose updates have the shapes and dtypes it is given.
-      State: `CountedState` around `LookaheadState`. The slow weights are stored as theta + u,
-      computed in at least float32. In float32 and float64 the step after a synchronization
-      therefore starts from them bit for bit. In bfloat16 and float16 `optax.apply_updates` rounds
-      twice, the update and the sum. The parameters then start within one unit in the last place
-      of the slow weights, or of the update where the update is larger. Each synchronization
-      measures the parameters anew, so that nothing accumulates.
+      State: `CountedState` around `LookaheadState`. The slow weights are stored as the parameters
+      that `optax.apply_updates` makes of theta and u, in their own dtype, and then in at least
+      float32. The step after a synchronization therefore starts from them bit for bit, also where
+      bfloat16 and float16 round the update and the sum.
 
     Raises:
       ValueError: for a period < 1 or not whole, a step size outside [0, 1], a momentum outside
@@ -110,7 +109,7 @@ def lookahead(
         return LookaheadState(kept.first(copied(params)), momentum, kept.key_data())
 
     def update(updates: Tree, state: LookaheadState, params: Tree, step: Step):
-        due = next_count(step.count) % step.sync_period == 0
+        due = step.counts(is_due(step))
         alpha, mu = step.slow_step_size, step.slow_momentum
         remainder = 1.0 - alpha
 
@@ -145,10 +144,16 @@ def lookahead(
                 landing = jax.tree.map(lambda x, v: jnp.where(never, v, x), landing, momentum)
             return kept.stored((landing, momentum), state.key, step.count)
 
-        slow, momentum = write_when(due, land, (state.slow, state.momentum), params, updates)
+        stored = state.slow, state.momentum
+        slow, momentum = only_when(due, land, stored, step.landing(params, updates))
         return updates, state._replace(slow=slow, momentum=momentum)
 
-    return Stage(update, init, needs_params=True, metrics=slow_distance)
+    return Stage(update, init, needs_params=True, metrics=slow_distance, lands=True)
+
+
+def is_due(step: Step) -> Array:
+    """Whether the slow weights step at this step."""
+    return next_count(step.count) % step.sync_period == 0
 
 
 def towards_slow(update: Array, param: Array, slow: Array, remainder: Array) -> Array:
@@ -167,9 +172,16 @@ def velocity(v: Array, slow: Array, landing: Array, alpha: Array, mu: Array) -> 
     return mu * v + jnp.where(alpha == 0, jnp.zeros_like(delta), delta)
 
 
-def slow_distance(seen: Observation) -> dict[str, jax.Array]:
-    """slow_distance: ||theta + u - phi||, between the new fast weights and the slow weights."""
-    distance = jax.tree.map(
-        lambda p, u, s: p + u - s.astype(p.dtype), seen.params, seen.after, seen.state.slow
-    )
-    return {"slow_distance": global_norm(distance)}
+def slow_distance(seen: Observation) -> dict[str, Measure]:
+    """slow_distance: ||theta + u - phi||, between the new fast weights and the slow weights.
+
+    At a synchronization it is 0. Otherwise the slow weights are those from before the step, which
+    the step reads anyway.
+    """
+    due = is_due(seen.step)
+
+    def distance(param: Array, update: Array, slow: Array) -> Array:
+        return jnp.where(due, jnp.zeros_like(param), param + update - slow)
+
+    trees = seen.params, seen.after, seen.previous.slow
+    return {"slow_distance": Norm(each_leaf(distance, *trees))}

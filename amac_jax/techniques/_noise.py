@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from amac_jax._core.boundary import Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.leaves import each_leaf
+from amac_jax._core.measures import Measure
 from amac_jax._core.random import Sampler, sampler_named
 from amac_jax._core.random.keys import Key, as_key_data, check_key, typed_key
 from amac_jax._core.ranges import NON_NEGATIVE
@@ -96,7 +97,7 @@ def inject_noise(
         noise = sample(typed_key(state.key, like=key), step.count, updates)
         return each_leaf(noisy, updates, noise, scale=step.scale), state
 
-    def metrics(seen: Observation) -> dict[str, jax.Array]:
+    def metrics(seen: Observation) -> dict[str, Measure]:
         return {"noise_scale": seen.step.scale}
 
     return Stage(update, init, refuses_complex=True, metrics=metrics)

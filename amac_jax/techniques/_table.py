@@ -141,7 +141,7 @@ TECHNIQUES = (
 AROUND = {
     "state_dtype": "core, momentum, lookahead and averaging stored in bfloat16, rounded at random",
     "skip_nonfinite": "a step with a NaN or infinite gradient changes nothing but a counter",
-    "record_metrics": "scalars for `metrics`",
+    "record_metrics": "scalars for `metrics`, at every step (True) or every n-th",
 }
 """The keywords of `compose` that concern the whole chain."""
 
@@ -193,8 +193,8 @@ class _Shared(TypedDict, total=False):
     """"bfloat16" stores state in it, rounded stochastically. Off: None."""
     skip_nonfinite: bool
     """Whether a step with a NaN or infinite gradient changes nothing but a counter."""
-    record_metrics: bool
-    """Whether to record scalars for `amac_jax.metrics`."""
+    record_metrics: Hyperparameter | bool
+    """Whether to record scalars for `amac_jax.metrics`; a number n: at every n-th step."""
 
 
 class UndampedTechniques(_Shared, total=False):

@@ -12,8 +12,10 @@ import optax
 from amac_jax._core.boundary import Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.leaves import each_leaf, global_norm, wide_dtype
+from amac_jax._core.measures import Measure
 from amac_jax._core.ranges import FLOOR, NON_NEGATIVE, STRENGTH
 from amac_jax._core.types import Tree, is_function, promoted
+from amac_jax._core.xla import only_when
 from amac_jax.kernels import FanInRule, kernel_mask
 from amac_jax.kernels import fan_in_axes as default_rule
 
@@ -21,12 +23,17 @@ Mask: TypeAlias = Tree | Callable[[Tree], Tree]
 """A tree of bools, a prefix of such a tree, or a function of the parameters that returns one."""
 
 
+MEASURED_EVERY = 20
+"""Steps from one measurement of the leaves' norms, which reads all of them, to the next."""
+
+
 class DecayWeightsState(NamedTuple):
-    """The norms that the decaying leaves had at `init`."""
+    """The norms that the decaying leaves had at `init`, and when they were last measured."""
 
     # (number of decaying leaves,), at least float32, in the order of the tree. As a tree it would
     # be sharded by `optax.tree.map_params` as the parameters are, which scalars cannot be.
     first_norms: jax.Array
+    norms: jax.Array  # the same
 
 
 @technique(rate=NON_NEGATIVE, cautious=STRENGTH, floor=FLOOR)
@@ -56,12 +63,13 @@ def decay_weights(
 
     With `floor` rho, decay never takes a leaf below the part rho of the norm n_0 that it had at
     `init`, so that a network that is fine-tuned keeps its weights. With n = ||theta|| over the
-    leaf before the step:
+    leaf, measured before the first step and then every k = 20 steps:
 
-        share <- min(share, max(1 - rho n_0 / n, 0));   0 where n = 0
+        share <- max(min(share, 1 - (rho n_0 / n)^(1/k)), 0)
 
-    The floor bounds the decay alone. The update that arrives may still take a leaf below it, and
-    such a leaf does not decay. A leaf of stacked layers has one norm for all of its layers.
+    so that k steps of decay end at rho n_0 at the lowest. The floor bounds the decay alone. The
+    update that arrives may still take a leaf below it, and such a leaf does not decay once it is
+    measured. A leaf of stacked layers has one norm for all of its layers.
 
     Place it after the learning rate and the momentum, where it sees updates that will be added to
     the parameters. Alone, its rate is the share of a weight that a step removes. In `compose`
@@ -118,8 +126,11 @@ def decay_weights(
         return mask(params) if is_function(mask) else mask
 
     def init(params: Tree) -> Tree:
-        leaves = jax.tree.leaves(_chosen(masked(params), params))
-        return optax.EmptyState() if floor is None else DecayWeightsState(_norms(leaves))
+        decays = masked(params)  # which refuses a rule that fits no leaf
+        if floor is None:
+            return optax.EmptyState()
+        first_norms = _norms(jax.tree.leaves(_chosen(decays, params)))
+        return DecayWeightsState(first_norms, jnp.array(first_norms, copy=True))
 
     def update(updates: Tree, state: Tree, params: Tree, step: Step):
         decays = masked(params)
@@ -127,8 +138,13 @@ def decay_weights(
         share = jnp.minimum(step.learning_rate * step.rate, 1.0)
         shares = [share] * len(leaves)
         if floor is not None:
-            pairs = zip(leaves, state.first_norms, strict=True)
-            shares = [down_to(step.floor, share, global_norm(leaf), first) for leaf, first in pairs]
+            due = step.counts(step.count % MEASURED_EVERY == 0)
+            stored = jax.tree.leaves(_chosen(decays, step.in_memory(params)))
+            norms = only_when(
+                due, lambda old, leaves: _norms(leaves).astype(old.dtype), state.norms, stored
+            )
+            shares = [*down_to(step.floor, share, norms, state.first_norms)]
+            state = state._replace(norms=norms)
 
         def where_masked(decays: bool, updates: Tree, params: Tree, shares: Tree) -> Tree:
             if not decays:
@@ -140,7 +156,7 @@ def decay_weights(
         shares = structure.unflatten(shares)
         return jax.tree.map(where_masked, decays, updates, params, shares), state
 
-    def metrics(seen: Observation) -> dict[str, jax.Array]:
+    def metrics(seen: Observation) -> dict[str, Measure]:
         return {"weight_decay": seen.step.rate}
 
     return Stage(update, init, needs_params=True, metrics=metrics)
@@ -159,13 +175,14 @@ def cautiously_decayed(
     return update - jnp.where(does_not_shrink, share * (1.0 - strength), share) * param
 
 
-def down_to(floor: jax.Array, share: jax.Array, norm: jax.Array, first: jax.Array) -> jax.Array:
-    """The largest part of the share with (1 - share) n >= rho n_0."""
-    dtype = norm.dtype
-    least = floor.astype(dtype) * first.astype(dtype)
-    excess = 1.0 - least / jnp.where(norm == 0, 1.0, norm)
+def down_to(floor: jax.Array, share: jax.Array, norms: jax.Array, first: jax.Array) -> jax.Array:
+    """The largest part of the share with (1 - share)^k n >= rho n_0, for each leaf."""
+    dtype = norms.dtype
+    least = floor.astype(dtype) * first
+    ratio = least / jnp.where(norms == 0, 1.0, norms)
+    excess = -jnp.expm1(jnp.log(ratio) / MEASURED_EVERY)
     # Where the norm is NaN `fmin` takes the share, so that a NaN stays in its element.
-    return jnp.where(norm <= least, 0.0, jnp.fmin(share.astype(dtype), excess))
+    return jnp.maximum(jnp.fmin(share.astype(dtype), excess), 0.0)
 
 
 def _chosen(mask: Tree, params: Tree) -> Tree:

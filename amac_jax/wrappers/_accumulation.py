@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax._core.boundary import Transformation, described, updated_by
+from amac_jax._core.boundary import Step, Transformation, described, foreign
 from amac_jax._core.hyperparameters import Hyperparameter, is_number, next_count, whole_value_at
 from amac_jax._core.leaves import enter, in_dtypes_of, trained_only, widen, zeros_like
 from amac_jax._core.ranges import COUNT, checked
 from amac_jax._core.types import Tree
+from amac_jax._core.xla import only_when
 
 
 class AccumulateGradientsState(NamedTuple):
@@ -85,6 +86,7 @@ def accumulate_gradients(
       -6.0
     """
     always_due = is_number(steps) and steps == 1
+    stage = foreign(tx)
 
     def init(params: Tree) -> AccumulateGradientsState:
         wide = widen(trained_only(params))
@@ -106,18 +108,17 @@ def accumulate_gradients(
         due = gathered >= whole_value_at(steps, state.applied)
         mean = jax.tree.map(lambda m, g: running_mean(m, g, gathered), state.mean, inside.updates)
 
-        def apply(mean: Tree, inner: Tree) -> tuple[Tree, Tree]:
-            new, after = updated_by(tx, mean, inner, inside.params, inside.extra_args)
+        def apply(kept: tuple[Tree, Tree], mean: Tree) -> tuple[Tree, Tree]:
+            inner = kept[1]
+            step = Step.into(inside, state.applied)
+            new, after = stage.update(mean, inner, inside.params, step)
             return optax.tree.cast_like(new, mean), in_dtypes_of(inner, after)
 
-        def wait(mean: Tree, inner: Tree) -> tuple[Tree, Tree]:
-            return jax.tree.map(jnp.zeros_like, mean), inner
-
-        if always_due:  # `cond` would be compiled, and so rounded, otherwise than plain `tx`
-            new, inner = apply(mean, state.inner)
+        kept = jax.tree.map(jnp.zeros_like, mean), state.inner
+        if always_due:  # a conditional would be compiled, and so rounded, otherwise than plain `tx`
+            new, inner = apply(kept, mean)
         else:
-            # `wait` is the false branch: XLA copies every buffer if the branches are exchanged.
-            new, inner = jax.lax.cond(due, apply, wait, mean, state.inner)
+            new, inner = only_when(due, apply, kept, mean)
         return inside.leave(new), AccumulateGradientsState(
             gathered=jnp.where(due, 0, gathered),
             applied=jnp.where(due, next_count(state.applied), state.applied),

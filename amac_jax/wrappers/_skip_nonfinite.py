@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from amac_jax._core.boundary import Transformation, described
-from amac_jax._core.leaves import enter, trained_only
+from amac_jax._core.boundary import (
+    CountedState,
+    Step,
+    Transformation,
+    described,
+    self_contained,
+    stage_of,
+)
+from amac_jax._core.hyperparameters import next_count
+from amac_jax._core.leaves import all_finite, enter, trained_only
 from amac_jax._core.types import Tree
 
 
@@ -36,23 +43,34 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:
       >>> optax.apply_updates(jnp.array([1.0, -0.0]), updates), int(state.total_notfinite)
       (Array([ 1., -0.], dtype=float32), 1)
     """
-    skipping = optax.with_extra_args_support(
-        optax.apply_if_finite(tx, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
-    )
+    is_ours = isinstance(tx, Transformation) and tx.stage is not None
+    stage = self_contained(stage_of(tx))
 
-    def init(params: Tree) -> Tree:
-        return skipping.init(trained_only(params))
+    def init(params: Tree) -> optax.ApplyIfFiniteState:
+        inner = tx.init(trained_only(params))
+        none, in_all = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)  # each can be donated
+        return optax.ApplyIfFiniteState(none, jnp.array(True), in_all, inner)
 
     def update(
-        updates: Tree, state: Tree, params: Tree = None, **extra_args: Any
+        updates: Tree, state: optax.ApplyIfFiniteState, params: Tree = None, **extra_args: Any
     ) -> tuple[Tree, Tree]:
         inside = enter(updates, params, extra_args)
-        new, state = skipping.update(inside.updates, state, inside.params, **inside.extra_args)
-        assert isinstance(state, optax.ApplyIfFiniteState)
-
-        def or_nothing(update: jax.Array) -> jax.Array:
-            return jnp.where(state.last_finite, update, -jnp.zeros_like(update))
-
-        return inside.leave(jax.tree.map(or_nothing, new)), state
+        finite = all_finite(inside.updates, inside.received[0])
+        before = state.inner_state
+        if not is_ours:
+            before = CountedState(
+                state.total_notfinite, before
+            )  # a foreign stage has no use for it
+        step = stage.at(Step.into(inside, before.count, finite), inside.params)
+        new, inner = stage.update(inside.updates, before.inner, inside.params, step)
+        after = before.after(inner, finite)
+        return inside.leave(new), optax.ApplyIfFiniteState(
+            notfinite_count=jnp.where(finite, 0, next_count(state.notfinite_count)),
+            last_finite=finite,
+            total_notfinite=jnp.where(
+                finite, state.total_notfinite, next_count(state.total_notfinite)
+            ),
+            inner_state=after if is_ours else after.inner,
+        )
 
     return Transformation(init, update, description=described("skip_nonfinite", {"tx": tx}))
