@@ -26,7 +26,7 @@ from amac_jax._core.leaves import (
     trained_only,
     where,
     widen,
-)  # fmt: skip
+)
 from amac_jax._core.measures import Measure
 from amac_jax._core.paths import written_path
 from amac_jax._core.ranges import Range, check_arguments

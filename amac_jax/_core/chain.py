@@ -15,7 +15,7 @@ from amac_jax._core.hyperparameters import (
     is_number,
     next_count,
     whole_value_at,
-)  # fmt: skip
+)
 from amac_jax._core.leaves import each_leaf, where, widen
 from amac_jax._core.measures import Measure, Norm, taken
 from amac_jax._core.ranges import NON_NEGATIVE, checked
