@@ -39,7 +39,6 @@ from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import targets  # first: it sets what JAX reads
 
@@ -178,7 +177,6 @@ def compile_step(
     tx: optax.GradientTransformation, params: Any, place: Place, **extra_args: Any
 ) -> Program:
     """The donated step for a place, state placed as the parameters that it belongs to."""
-    jax.clear_caches()  # what was traced for another target
     shardings, other = place.shardings(params)
     state = jax.eval_shape(tx.init, params)
     of_state = optax.tree.map_params(
@@ -193,9 +191,7 @@ def compile_step(
     step = jax.jit(
         step_of(tx, **extra_args), donate_argnums=(0, 1), out_shardings=(shardings, of_state)
     )
-    # What the library asks about the machine, it is to hear about the target.
-    with patch.object(jax, "default_backend", lambda: targets.platform_of(place.target)):
-        lowered = step.lower(*arguments)
+    lowered = step.lower(*arguments)
     began = time.perf_counter()
     compiled = lowered.compile()
     return Program(compiled, state, time.perf_counter() - began)

@@ -111,8 +111,8 @@ class Stage(NamedTuple):
     factor: Callable[[Tree, Step], jax.Array] | None = None
     takes_factor: bool = False  # its updates are `gradient_factor` times what the equation says
     holds: bool = False  # its `update` leaves its state alone at a skipped step
-    # Of a stage whose state says where the parameters land: (the state that `update` returned, step)
-    # -> what is kept of it. The stage does nothing at a skipped step.
+    # Of a stage whose state says where the parameters land: (the state that `update` returned, the
+    # step) -> what is kept of it. The stage does nothing at a skipped step.
     lands: Callable[[Tree, Step], Landing] | None = None
     is_chain: bool = False  # its `update` is `in_turn`, skipped steps included
     name: str = "core"
@@ -200,8 +200,8 @@ def in_turn(
     after it is overwritten, and keep a copy.
 
     Args:
-      settled: called before anything is written of where the parameters land: (updates, what each
-        stage has seen) -> (the same updates, a () norm >= 0 or NaN that is known before). Off: None.
+      settled: (the final updates, what each stage has seen) -> (the same updates, norm). Where the
+        parameters land is written after this () norm, >= 0 or NaN, is known. Off: None.
 
     Returns:
       New updates, and what each stage has seen, its new state among it.
@@ -256,6 +256,7 @@ def landed(
     stage: Stage, seen: Observation, params: Tree, not_before: jax.Array | None
 ) -> Observation:
     """What a stage that lands has seen, with the state that knows where the parameters land."""
+    assert stage.lands is not None
     with jax.named_scope(stage.name):
         due, kept, write = stage.lands(seen.state, seen.step)
         if not_before is not None:  # what reads the old ones is done, and nothing is copied for it

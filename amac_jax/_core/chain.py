@@ -68,7 +68,7 @@ def chain(
         step = step._replace(learning_rate=step.values["learning_rate"])
         inputs = updates, state.stages, params, step
         metrics = state.metrics
-        if metrics is None:
+        if metrics is None or record_every is None:
             updates, seen = in_turn(stages, *inputs)
         elif is_every_step:
             updates, seen, found = measured_step(stages, *inputs)

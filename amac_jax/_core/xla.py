@@ -92,8 +92,9 @@ def one_by_one(
         dear enough for XLA to compute it once, and not again in every loop that reads it.
 
     Example:
-      >>> one_by_one([jnp.ones(2), jnp.full(2, -0.0)], jnp.linalg.norm, read_again=True)
-      [Array([1., 1.], dtype=float32), Array([-0., -0.], dtype=float32)]
+      >>> leaves = [jnp.ones(2), jnp.array([-0.0])]
+      >>> one_by_one(leaves, jnp.linalg.norm, read_again=True)
+      [Array([1., 1.], dtype=float32), Array([-0.], dtype=float32)]
     """
     norms, in_turn = jnp.zeros([], jnp.float32), []
     for leaf in leaves:
