@@ -1,7 +1,7 @@
 """A chain of stages inside one boundary, with one count, one learning rate, and metrics."""
 
-import functools
 from collections.abc import Sequence
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -66,18 +66,21 @@ def chain(
 
     def update(updates: Tree, state: ComposeState, params: Tree, step: Step):
         step = step._replace(learning_rate=step.values["learning_rate"])
-        inputs = updates, state.stages, params, step
-        metrics = state.metrics
-        if metrics is None or record_every is None:
-            updates, seen = in_turn(stages, *inputs)
-        elif is_every_step:
-            updates, seen, found = measured_step(stages, *inputs)
-            metrics = step.kept(found, metrics)
-        else:
+        states, metrics, settled = state.stages, state.metrics, None
+        found: dict[str, jax.Array] = {}
+        if is_every_step:
+            settled = partial(measure, found, stages, updates, params, step)
+            params = summed_first(params)
+        elif record_every is not None:
             number = next_count(step.count)
             is_nth = number % whole_value_at(record_every, step.count) == 0
             due = step.counts((number == 1) | is_nth)
-            updates, seen, metrics = step_measured_when(due, metrics, stages, *inputs)
+            metrics, states, params = measured_when(
+                due, metrics, stages, updates, states, params, step
+            )
+        updates, seen = in_turn(stages, updates, states, params, step, settled)
+        if is_every_step:
+            metrics = step.kept(found, metrics)
         rate = as_float(step.learning_rate)
         if step.finite is not None:
             rate = jnp.where(step.finite, rate, state.last_learning_rate.astype(rate.dtype))
@@ -94,41 +97,46 @@ def chain(
     )
 
 
-def measured_step(
-    stages: Sequence[Stage], gradients: Tree, states: Sequence[Tree], params: Tree, step: Step
-) -> tuple[Tree, list[Observation], dict[str, jax.Array]]:
-    """One step of each stage, as `in_turn` takes it, and its metrics.
+def summed_first(params: Tree) -> Tree:
+    """The parameters, which a CPU has summed before the step writes over them.
 
-    A CPU sums what is in memory alone. There the parameters are summed before the step, which
-    writes over them and would else keep a copy, and the updates are written one leaf after another.
+    It sums what is in memory alone, and would else keep a copy.
     """
-    found: dict[str, jax.Array] = {}
-
-    def settled(updates: Tree, seen: list[Observation]) -> tuple[Tree, jax.Array]:
-        in_memory = gradients, params, written_in_turn(updates), [one.state for one in seen]
-        seen = [one._replace(after=in_memory[2]) if one.after is updates else one for one in seen]
-        metrics, norms = measured(stages, seen, *in_memory[:3], step, in_memory=in_memory)
-        found.update(metrics)
-        return in_memory[2], norms
-
     norm = taken({"param_norm": Norm(params)}, in_memory=params)["param_norm"]
-    summed = jax.lax.platform_dependent(
-        norm, params, cpu=after, default=lambda norm, params: params
-    )
-    updates, seen = in_turn(stages, gradients, states, summed, step, settled)
-    return updates, seen, found
+    return jax.lax.platform_dependent(norm, params, cpu=after, default=lambda norm, params: params)
 
 
-def step_measured_when(
+def measure(
+    found: dict[str, jax.Array],
+    stages: Sequence[Stage],
+    gradients: Tree,
+    params: Tree,
+    step: Step,
+    updates: Tree,
+    seen: list[Observation],
+) -> tuple[Tree, jax.Array]:
+    """Puts the metrics of a step into `found`; returns the updates and the sum of all norms.
+
+    Nothing is written yet of where the parameters land, and nothing is copied to be measured.
+    """
+    settled = written_in_turn(updates)
+    seen = [one._replace(after=settled) if one.after is updates else one for one in seen]
+    in_memory = gradients, params, settled, [one.state for one in seen]
+    metrics, norms = measured(stages, seen, gradients, params, settled, step, in_memory=in_memory)
+    found.update(metrics)
+    return settled, norms
+
+
+def measured_when(
     due: jax.Array,
-    metrics: dict[str, jax.Array],
+    metrics: Tree,
     stages: Sequence[Stage],
     gradients: Tree,
     states: Sequence[Tree],
     params: Tree,
     step: Step,
-) -> tuple[Tree, list[Observation], dict[str, jax.Array]]:
-    """One step of each stage, as `in_turn` takes it, and its metrics where they are due.
+) -> tuple[Tree, Sequence[Tree], Tree]:
+    """The metrics, of this step if they are due; states and parameters, which are measured first.
 
     To measure, the step is taken once more, from what is in memory before it. Its updates are not,
     and would have to be written there at every step.
@@ -136,21 +144,20 @@ def step_measured_when(
     entered = step.entered if step.entered and step.entered.updates is gradients else None
     received = (gradients, params) if entered is None else entered.received
 
-    def measure(kept: Tree, states: Tree, received: Tree) -> Tree:
+    def once_more(kept: Tree, states: Tree, received: Tree) -> Tree:
         gradients, params = map(entered.widened, received) if entered else received
         updates, seen = in_turn(stages, gradients, states, params, step)
         return measured(stages, seen, gradients, params, updates, step, alone=True)[0]
 
     with jax.named_scope("record_metrics"):
-        metrics = only_when(due, measure, metrics, states, received)
+        metrics = only_when(due, once_more, metrics, states, received)
     # What is measured is overwritten in place, and not copied, if it is measured before.
     norm = metrics["param_norm"]
     states = [
         one if stage.lands else after(norm, one)  # which are written last anyway
         for stage, one in zip(stages, states, strict=True)
     ]
-    updates, seen = in_turn(stages, gradients, states, after(norm, params), step)
-    return updates, seen, metrics
+    return metrics, states, after(norm, params)
 
 
 def measured(
@@ -183,7 +190,7 @@ def measured(
     size = jnp.where(found["param_norm"] > 0, found["param_norm"], 1.0)
     found["update_ratio"] = found["update_norm"] / size
     metrics = {name: value.astype(jnp.float32) for name, value in found.items()}
-    return metrics, functools.reduce(jnp.add, [norm.astype(jnp.float32) for norm in norms])
+    return metrics, reduce(jnp.add, [norm.astype(jnp.float32) for norm in norms])
 
 
 def written_in_turn(updates: Tree) -> Tree:
