@@ -52,6 +52,24 @@ def test_an_option_costs_its_bytes_and_copies_nothing(gate):
         assert min(branch["bytes"]) < 0.01, branch
 
 
+def test_a_tpu_s_estimate_beside_adamw_s(accelerator, place):
+    """The compiler's cycles of a step with its branches, without the transfers."""
+    if place.target != "v5e":
+        pytest.skip("an estimate of a TPU's compiler")
+    params = accelerator.transformer(6, 768)
+    cycles = {
+        name: accelerator.facts(accelerator.compile_step(tx, params, place), params, place)
+        for name, tx in {
+            "adamw": optax.adamw(1e-3),
+            "amac": adam(),
+            "clip_norm": adam(clip_norm=1.0),
+        }.items()
+    }
+    ratios = {name: row["modelled"] / cycles["adamw"]["modelled"] for name, row in cycles.items()}
+    assert ratios["amac"] <= 1.18
+    assert ratios["clip_norm"] <= 1.4
+
+
 def test_orthogonalizing_moves_less_than_optax_s_muon(accelerator, place):
     """The same products in one batch each, and no passes between them but the polynomial's."""
     params = accelerator.transformer(6, 256)
