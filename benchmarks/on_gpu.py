@@ -2,14 +2,15 @@
 
     bash benchmarks/on_gpu.sh                                   # sets the environment
     bash benchmarks/on_gpu.sh --data-dir data/mnist             # with MNIST's two parts
-    bash benchmarks/on_gpu.sh --rehearse                        # tiny, on a CPU: 2 minutes
+    bash benchmarks/on_gpu.sh --rehearse                        # tiny, on a CPU: 3 minutes
     bash benchmarks/on_gpu.sh --parts step-1B mnist --seconds 240
 
 It writes a JSON file, named after the device, and pictures beside it. A part that fails or takes
 too long is in the file as that, with its last line of error and with what it had measured; the
 others run all the same. A part has its own share of the time, and what the parts before it have
-left. It needs jax, optax, flax and tqdm, for the pictures and for MNIST matplotlib, and PyTorch
-for the rows of PyTorch; nothing is downloaded.
+left. It needs jax, optax, flax and tqdm, for the pictures and for MNIST matplotlib, for a
+rehearsal scikit-learn, whose digits stand in for MNIST, and PyTorch for the rows of PyTorch;
+nothing is downloaded. A rehearsal has too little memory on purpose: some rows do not fit.
 """
 
 import argparse
@@ -433,9 +434,14 @@ def programs_in(
                     yield part, result, name, row
 
 
+NEEDED = ("jax", "optax", "flax", "tqdm")
+"""What no part does without."""
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Every figure that needs a GPU. See the top of this file.",
+        prog="on_gpu.sh",
+        description="Every figure that needs a GPU. See the top of on_gpu.py.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -462,6 +468,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.seconds > 0:
         parser.error(f"--seconds must be more than 0, got {args.seconds:g}")
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        parser.error(
+            f"needs {', '.join(missing)}; pip install -e '.[examples]' has all but jax's GPU"
+        )
     return args
 
 

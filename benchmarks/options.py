@@ -5,12 +5,15 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose help shows defaults and points to the program's own text."""
-    return argparse.ArgumentParser(
-        description=f"{description} See the top of this file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults are shown, and texts keep their lines."""
+
+
+def parser(description: str, more: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose help shows defaults, and more below them or where the program's text is."""
+    if more is None:
+        description = f"{description} See the top of this file."
+    return argparse.ArgumentParser(description=description, epilog=more, formatter_class=Help)
 
 
 def at_least(least: int) -> Callable[[str], int]:

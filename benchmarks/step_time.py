@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import platform
+import shlex
 import statistics
 import sys
 import textwrap
@@ -709,7 +710,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--json must be a file whose name ends in .json, got '{args.json}'")
     device = jax.devices()[0]
     content: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/step_time.py", *(argv or sys.argv[1:])]),
+        "command": shlex.join(["python", "benchmarks/step_time.py", *(argv or sys.argv[1:])]),
         "device": f"{device.platform}, {device.device_kind}",
         "versions": {
             "python": platform.python_version(),

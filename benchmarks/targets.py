@@ -70,11 +70,6 @@ def devices(target: str, mesh: bool = False) -> list[Any]:
     return list(topology.devices)
 
 
-def platform_of(target: str) -> str:
-    """What `jax.default_backend()` says on a machine with the target."""
-    return "gpu" if target in GPUS else "tpu" if target in TPUS else target
-
-
 def specification(target: str) -> str:
     """A GPU as a GpuTargetConfigProto in text, from NVIDIA's figures for it.
 

@@ -7,7 +7,6 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
 with mock.patch.dict(os.environ):  # targets.py sets variables for the process
@@ -170,22 +169,6 @@ def test_parameters_are_sharded_by_fan_in_by_columns_and_rows_or_both(monkeypatc
     assert of("fsdp") == [(8, 1)] * 4
     assert of("tensor") == [(1, 8), (8, 1)] * 2
     assert of("both") == [(2, 4), (4, 2)] * 2
-
-
-def test_the_library_hears_of_the_target():
-    """Where it asks for the backend, as threefry does, it is to trace what the target runs."""
-    heard = []
-
-    @jax.jit
-    def traced(x):
-        heard.append(jax.default_backend())
-        return x
-
-    tx = optax.stateless(lambda updates, _: jax.tree.map(traced, updates))
-    for target in ("h100", "v5e", "cpu"):
-        place = accelerator.Place(target, None, jax.devices()[:1])
-        accelerator.compile_step(tx, {"x": jax.ShapeDtypeStruct((2, 2), "float32")}, place)
-    assert heard == ["gpu", "tpu", "cpu"]
 
 
 def test_the_share_of_the_estimate_in_the_column_means():

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from amac_jax import amac, centralize, stacked
+from amac_jax import adam, amac, centralize, stacked
+from amac_jax.techniques._centralization import fan_in_mean
 from tests.helpers import apply, assert_close, assert_same_bits, float64, normals
 
 LIKE = {
@@ -393,17 +394,37 @@ def test_rows_of_tokens_that_did_not_occur_stay_as_they_are(text):
     assert np.all(after[ABSENT] != before[ABSENT])
 
 
-def test_a_gpu_sums_a_long_fan_in_in_parts():
-    """The same mean: only the order of the sum differs."""
+def test_each_platform_sums_a_long_fan_in_in_its_own_way():
     tx = centralize()
-    gradients = {"kernel": jax.random.normal(jax.random.key(0), (256, 3)) + 1.0}
+    gradients = {"kernel": jnp.ones((256, 3))}
     step = jax.jit(tx.update).trace(gradients, tx.init(gradients))
-    sums = {
-        platform: step.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.reduce(")
-        for platform in ("cpu", "tpu", "cuda", "rocm")
-    }
-    assert sums == {"cpu": 1, "tpu": 1, "cuda": 2, "rocm": 2}
-    with unittest.mock.patch("jax.lax.platform_dependent", lambda x, cuda, **_: cuda(x)):
-        in_parts, _ = tx.update(gradients, tx.init(gradients))
-    expected = gradients["kernel"] - gradients["kernel"].mean(axis=0)
-    np.testing.assert_allclose(in_parts["kernel"], expected, atol=1e-6)
+    found = {}
+    for platform in ("cpu", "tpu", "cuda", "rocm"):
+        text = step.lower(lowering_platforms=(platform,)).as_text()
+        found[platform] = text.count("stablehlo.reduce("), text.count("stablehlo.dot_general")
+    assert found == {"cpu": (1, 0), "tpu": (0, 1), "cuda": (2, 0), "rocm": (2, 0)}
+
+
+def test_a_tpu_sums_with_the_norm_of_clipping():
+    """A product would read the gradient once more."""
+    tx = adam(0.1, centralize=True, clip_norm=1.0)
+    gradients = {"kernel": jnp.ones((256, 3))}
+    step = jax.jit(tx.update).trace(gradients, tx.init(gradients), gradients)
+    assert "dot_general" not in step.lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((256, 3), (0,)), ((2, 256, 3), (1,)), ((3, 128, 4), (0, 1)), ((2, 3, 128, 4), (1, 2))],
+)
+def test_the_mean_is_the_same_on_each_platform(platform, shape, axes):
+    """Only the order of the sum differs."""
+    leaf = jax.random.normal(jax.random.key(0), shape) + 1.0
+
+    def chosen(leaf, default, **ways):
+        return ways[platform](leaf)
+
+    with unittest.mock.patch("jax.lax.platform_dependent", chosen):
+        mean = fan_in_mean(leaf, axes, is_read_alone=True)
+    np.testing.assert_allclose(mean, leaf.mean(axis=axes, keepdims=True), atol=1e-6)

@@ -12,7 +12,7 @@ import pytest
 
 import amac_jax
 from amac_jax._core.leaves import all_finite
-from amac_jax._core.xla import after, only_when
+from amac_jax._core.xla import after, one_by_one, only_when
 from amac_jax.optimizers import EVERY_TECHNIQUE
 from benchmarks import programs, steps
 from tests.helpers import assert_same_bits
@@ -31,6 +31,7 @@ WITHOUT_COPIES = {
     "skip_nonfinite": lambda: adam(skip_nonfinite=True),
     "skip_nonfinite, momentum": lambda: adam(skip_nonfinite=True, momentum=0.9),
     "skip_nonfinite, Muon": lambda: amac_jax.muon(1e-3, skip_nonfinite=True),
+    "record_metrics": lambda: adam(record_metrics=True),
     "record_metrics=20": lambda: adam(record_metrics=20),
     "clip_norm": lambda: adam(clip_norm=1.0),
 }
@@ -82,6 +83,14 @@ def test_after_changes_no_bit():
     tree = {"w": jnp.array([-0.0, jnp.nan, jnp.inf]), "n": jnp.arange(3), "s": jnp.array(2.0)}
     for norm in (0.0, 3.0, jnp.nan, jnp.inf):
         assert_same_bits(jax.jit(after)(jnp.array(norm), tree), tree)
+
+
+@pytest.mark.parametrize("read_again", [False, True])
+def test_leaves_one_by_one_change_no_bit(read_again):
+    leaves = [jnp.array([x, 1.0, -0.0, 2e-38]) for x in (jnp.nan, jnp.inf, -2.0, 0.0)]
+    for norm_of in (jnp.sum, jnp.linalg.norm, lambda leaf: jnp.array(jnp.nan)):
+        turn = functools.partial(one_by_one, norm_of=norm_of, read_again=read_again)
+        assert_same_bits(jax.jit(turn)(leaves), leaves)
 
 
 def test_squares_that_overflow_are_finite_gradients():

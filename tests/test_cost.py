@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import amac_jax
-from amac_jax._core.random import unrolls_threefry
+from amac_jax._core.random import UNROLLS_THREEFRY
 from benchmarks.step_time import (
     BASELINE,
     VARIANTS,
@@ -30,9 +30,7 @@ SIZE = count_of(PARAMS)
 KERNELS = [leaf for leaf in jax.tree.leaves(PARAMS) if len(leaf.shape) == 2]
 # Centralization's means, one a unit: written once and read by both moments.
 MEANS = 3 * 4 * sum(kernel.shape[1] for kernel in KERNELS) / SIZE
-WITH_ARRAYS = {"adamw + record_metrics"} | (
-    set() if unrolls_threefry() else {"adamw + noise, threefry"}
-)
+WITH_ARRAYS = set() if UNROLLS_THREEFRY else {"adamw + noise, threefry"}
 WITHOUT_EITHER = "everything, no lookahead, no averaging"
 
 
@@ -55,6 +53,7 @@ def program(name: str) -> Any:
         ("adamw + momentum", 52),
         ("adamw + lookahead", 52),
         ("adamw + averaging", 52),
+        ("adamw + record_metrics", 72.1),  # five norms, and the updates written and read twice
         (WITHOUT_EITHER, 56 + MEANS),
         ("amac, core='adam'", 72 + MEANS),  # with the norms of the decay's floor
         ("amac", 384),  # 12 products of matrices and their sums
@@ -112,10 +111,11 @@ def test_at_most_one_copy_a_leaf():
 def test_nothing_of_a_leaf_s_size_is_kept_between_loops(name):
     """Fresh memory costs a page fault for every 4 kB of it, five times a step's time in all."""
     memory = program(name).memory_analysis()
-    assert memory.temp_size_in_bytes < KERNELS[0].size * 4 / 2
-    state = count_of(jax.eval_shape(VARIANTS[name]().init, PARAMS))
-    donated = state - 1 + SIZE  # a step writes the last learning rate, a scalar, and never reads it
-    assert memory.alias_size_in_bytes >= 4 * donated
+    leaves = 1.01 if name == "adamw + record_metrics" else 0.5  # it sums one leaf after another
+    assert memory.temp_size_in_bytes < leaves * KERNELS[0].size * 4
+    state = jax.eval_shape(VARIANTS[name]().init, PARAMS)
+    arrays = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]  # no step reads some scalars
+    assert memory.alias_size_in_bytes >= 4 * (count_of(arrays) + SIZE)
 
 
 def test_1000_steps_are_compiled_once():

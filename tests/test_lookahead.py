@@ -12,12 +12,36 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 
-from amac_jax import amac, lookahead, slow_params
+from amac_jax import (
+    amac,
+    average_weights,
+    clip_by_global_norm,
+    heavy_ball,
+    lookahead,
+    slow_params,
+)
+from amac_jax._core.boundary import stage_of, transformation
+from amac_jax._core.chain import chain
 from amac_jax.optimizers import EVERY_TECHNIQUE
 from tests.helpers import assert_close, assert_same_bits, float64, normals, train
 
 LIKE = {"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(3, np.float32)}
 RATE = 0.1
+
+
+def test_stages_of_one_chain_land_where_they_stand():
+    """Not on the updates that a later stage makes, as elements of `optax.chain` do not either."""
+    parts = [
+        average_weights(1), lookahead(2), clip_by_global_norm(0.1), average_weights(2),
+        heavy_ball(0.9), lookahead(3),
+    ]  # fmt: skip
+    one = transformation(chain([stage_of(part) for part in parts], 1.0))
+    params, *gradients = normals(0, LIKE, 8)
+    ends = [train(tx, params, gradients) for tx in (one, optax.chain(*parts))]
+    for (ours, state), (theirs, states) in zip(*ends, strict=True):
+        assert_close(ours, theirs, 1e-6)
+        for mine, its in zip(state.inner.stages, states, strict=True):
+            assert_close(mine, its.inner, 1e-6)
 
 
 def zhang(params: Any, gradients: list[Any], k: int, alpha: float) -> list[Any]:

@@ -80,6 +80,18 @@ def test_metrics_at_any_period_need_params():
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
 
 
+@pytest.mark.parametrize("period", [1, 2])
+def test_norms_of_millions_of_elements(period):
+    """Added one after another in float32, the last of a million equal squares lose a part in 40."""
+    params = {"w": jnp.full((1000, 1000), 0.1), "b": jnp.full(100_000, 0.1)}
+    tx = amac_jax.sgd(0.5, record_metrics=period)
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
+    found = amac_jax.metrics(state)
+    expected = 0.1 * 1_100_000**0.5
+    for name, share in (("param_norm", 1.0), ("grad_norm", 1.0), ("update_norm", 0.5)):
+        np.testing.assert_allclose(found[name], share * expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_norms_and_shares_of_trees_with_holes(alone):
     trees = {

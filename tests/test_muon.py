@@ -209,14 +209,14 @@ def products(tx, params):
 def test_equal_shapes_are_one_batch_and_large_matrices_are_not():
     small = {f"layer{i}": {"kernel": jnp.zeros((8, 4) if i % 2 else (4, 8))} for i in range(6)}
     assert len(products(scale_by_orthogonal(quintics=MINIMAX[4]), small)) == 4 * 3
-    for side, on_cpu, on_others in ((512, 2, 1), (4096, 2, 2)):
+    for side, alone, on_a_gpu in ((512, 2, 1), (4096, 2, 2)):
         large = {
             f"layer{i}": {"kernel": jax.ShapeDtypeStruct((2 * side, side), "float32")}
             for i in range(2)
         }
         tx = scale_by_orthogonal(quintics=MINIMAX[3])
         step = jax.jit(tx.update).trace(large, jax.eval_shape(tx.init, large), large)
-        for platform, stacks in (("cpu", on_cpu), ("cuda", on_others), ("tpu", on_others)):
+        for platform, stacks in (("cpu", alone), ("cuda", on_a_gpu), ("tpu", alone)):
             text = step.lower(lowering_platforms=(platform,)).as_text()
             assert len(re.findall("dot_general", text)) == stacks * 3 * 3, platform
 

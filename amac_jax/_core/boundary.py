@@ -31,6 +31,7 @@ from amac_jax._core.measures import Measure
 from amac_jax._core.paths import written_path
 from amac_jax._core.ranges import Range, check_arguments
 from amac_jax._core.types import Keywords, Tree
+from amac_jax._core.xla import only_when
 
 
 class Step(NamedTuple):
@@ -88,6 +89,15 @@ class Observation(NamedTuple):
     step: Step
 
 
+class Landing(NamedTuple):
+    """What a stage keeps of the place where the parameters land."""
+
+    due: jax.Array  # () bool: whether it is written at this step
+    kept: dict[str, Tree]  # the fields of its state that are written
+    # (kept, the parameters after the step in their own dtypes) -> the same fields
+    write: Callable[[dict[str, Tree], Tree], dict[str, Tree]]
+
+
 class Stage(NamedTuple):
     """A transformation on the inside of the boundary."""
 
@@ -101,7 +111,9 @@ class Stage(NamedTuple):
     factor: Callable[[Tree, Step], jax.Array] | None = None
     takes_factor: bool = False  # its updates are `gradient_factor` times what the equation says
     holds: bool = False  # its `update` leaves its state alone at a skipped step
-    lands: bool = False  # it reads where parameters land, and does nothing at a skipped step
+    # Of a stage whose state says where the parameters land: (the state that `update` returned, the
+    # step) -> what is kept of it. The stage does nothing at a skipped step.
+    lands: Callable[[Tree, Step], Landing] | None = None
     is_chain: bool = False  # its `update` is `in_turn`, skipped steps included
     name: str = "core"
     hyperparameters: Mapping[str, tuple[Hyperparameter | None, Range]] = {}
@@ -114,7 +126,7 @@ class Stage(NamedTuple):
 
     def after(self, step: Step, new: Tree, old: Tree) -> Tree:
         """The state that `update` returned, or the old one at a step that is skipped."""
-        if step.finite is None or self.holds or self.lands:
+        if step.finite is None or self.holds or self.lands is not None:
             return new
         return step.kept(in_dtypes_of(old, new), old)
 
@@ -167,39 +179,90 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
 
 def in_turn(
-    stages: Sequence[Stage], updates: Tree, states: Sequence[Tree], params: Tree, step: Step
+    stages: Sequence[Stage],
+    updates: Tree,
+    states: Sequence[Tree],
+    params: Tree,
+    step: Step,
+    settled: Callable[[Tree, list[Observation]], tuple[Tree, jax.Array]] | None = None,
 ) -> tuple[Tree, list[Observation]]:
     """One step of each stage in their order.
 
     A factor of all updates is left to the next stage, if it takes one. What that stage reads is
     then in memory as it came, and XLA need not write the product.
 
+    What stages keep of the place where the parameters land is written last, from the parameters
+    after the step: these are then in memory anyway.
+
     At a step that is skipped, updates are -0 where a stage lands and at the end, so that a
     parameter of -0 stays what it is. States stay what they are, in the loops that write them. What
     updates are computed from should be the state that is kept: XLA would else need the old one
     after it is overwritten, and keep a copy.
+
+    Args:
+      settled: (the final updates, what each stage has seen) -> (the same updates, norm). Where the
+        parameters land is written after this () norm, >= 0 or NaN, is known. Off: None.
+
+    Returns:
+      New updates, and what each stage has seen, its new state among it.
     """
     seen: list[Observation] = []
+    landing: list[int] = []  # the stages that wait for the updates to be final
+
+    not_before: jax.Array | None = None
+
+    def land() -> None:
+        for place in landing:
+            params_after = step.landing(params, updates)
+            seen[place] = landed(stages[place], seen[place], params_after, not_before)
+        landing.clear()
+
     factor, is_silenced = None, step.finite is None
-    for stage, state in zip(stages, states, strict=True):
+    for place, (stage, state) in enumerate(zip(stages, states, strict=True)):
         its_step = stage.at(step, params)
+        if stage.lands is None:
+            land()
         if stage.takes_factor:
             its_step, factor = its_step._replace(gradient_factor=factor), None
         elif factor is not None:
             updates, factor = times(factor, updates), None
-        if stage.lands and not is_silenced:
+        if stage.lands is not None and not is_silenced:
             updates, is_silenced = step.silenced(updates), True
         before = updates
         with jax.named_scope(stage.name):
             if stage.factor is not None:
                 factor, new = stage.factor(before, its_step), state
             else:
-                updates, new = stage.update(before, state, params, its_step)
+                new_updates, new = stage.update(before, state, params, its_step)
                 new = stage.after(step, new, state)
+                if new_updates is not before:
+                    land()
+                updates = new_updates
         seen.append(Observation(before, updates, state, new, params, its_step))
+        if stage.lands is not None:
+            landing.append(place)
     if factor is not None:
         updates = times(factor, updates)
-    return updates if is_silenced else step.silenced(updates), seen
+    if not is_silenced:
+        updates = step.silenced(updates)
+    if settled is not None:
+        updates, norm = settled(updates, seen)
+        not_before = norm
+    land()
+    return updates, seen
+
+
+def landed(
+    stage: Stage, seen: Observation, params: Tree, not_before: jax.Array | None
+) -> Observation:
+    """What a stage that lands has seen, with the state that knows where the parameters land."""
+    assert stage.lands is not None
+    with jax.named_scope(stage.name):
+        due, kept, write = stage.lands(seen.state, seen.step)
+        if not_before is not None:  # what reads the old ones is done, and nothing is copied for it
+            due = due & ~(not_before < 0)
+        kept = only_when(due, write, kept, params)
+    return seen._replace(state=seen.state._replace(**kept))
 
 
 def times(factor: jax.Array, updates: Tree) -> Tree:

@@ -1,7 +1,8 @@
 """A chain of stages inside one boundary, with one count, one learning rate, and metrics."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,11 @@ from amac_jax._core.hyperparameters import (
     next_count,
     whole_value_at,
 )
-from amac_jax._core.leaves import each_leaf, where, widen
-from amac_jax._core.measures import Measure, Norm, taken
+from amac_jax._core.leaves import each_leaf, widen
+from amac_jax._core.measures import Measure, Norm, taken, term_of
 from amac_jax._core.ranges import NON_NEGATIVE, checked
 from amac_jax._core.types import Tree
-from amac_jax._core.xla import after, only_when
+from amac_jax._core.xla import after, one_by_one, only_when
 
 
 class ComposeState(NamedTuple):
@@ -57,7 +58,7 @@ def chain(
                     Observation(params, params, state, state, params, stage.at(step, params))
                     for stage, state in zip(stages, states, strict=True)
                 ]
-                return measured(stages, seen, params, params, params, step)
+                return measured(stages, seen, params, params, params, step)[0]
 
             names = jax.eval_shape(at_first, widen(params), states)
             metrics = {name: jnp.zeros([], jnp.float32) for name in names}
@@ -65,35 +66,21 @@ def chain(
 
     def update(updates: Tree, state: ComposeState, params: Tree, step: Step):
         step = step._replace(learning_rate=step.values["learning_rate"])
-        gradients, states, metrics = updates, state.stages, state.metrics
-        if record_every is not None and not is_every_step:
+        states, metrics, settled = state.stages, state.metrics, None
+        found: dict[str, jax.Array] = {}
+        if is_every_step:
+            settled = partial(measure, found, stages, updates, params, step)
+            params = summed_first(params)
+        elif record_every is not None:
             number = next_count(step.count)
             is_nth = number % whole_value_at(record_every, step.count) == 0
             due = step.counts((number == 1) | is_nth)
-
-            # The step is taken once more, from what is in memory before it. Its updates are not,
-            # and would have to be written there at every step.
-            entered = step.entered if step.entered and step.entered.updates is gradients else None
-            received = (gradients, params) if entered is None else entered.received
-
-            def measure(kept: Tree, states: Tree, received: Tree) -> Tree:
-                gradients, params = map(entered.widened, received) if entered else received
-                updates, seen = in_turn(stages, gradients, states, params, step)
-                return measured(stages, seen, gradients, updates, params, step, alone=True)
-
-            with jax.named_scope("record_metrics"):
-                metrics = only_when(due, measure, metrics, states, received)
-            # What is measured is overwritten in place, and not copied, if it is measured before.
-            measured_norm = metrics["param_norm"]
-            params = after(measured_norm, params)
-            states = tuple(
-                one if stage.lands else after(measured_norm, one)  # which are written last anyway
-                for stage, one in zip(stages, states, strict=True)
+            metrics, states, params = measured_when(
+                due, metrics, stages, updates, states, params, step
             )
-        updates, seen = in_turn(stages, gradients, states, params, step)
+        updates, seen = in_turn(stages, updates, states, params, step, settled)
         if is_every_step:
-            found = measured(stages, seen, gradients, updates, params, step)
-            metrics = found if step.finite is None else where(step.finite, found, metrics)
+            metrics = step.kept(found, metrics)
         rate = as_float(step.learning_rate)
         if step.finite is not None:
             rate = jnp.where(step.finite, rate, state.last_learning_rate.astype(rate.dtype))
@@ -110,17 +97,86 @@ def chain(
     )
 
 
+def summed_first(params: Tree) -> Tree:
+    """The parameters, which a CPU has summed before the step writes over them.
+
+    It sums what is in memory alone, and would else keep a copy.
+    """
+    norm = taken({"param_norm": Norm(params)}, in_memory=params)["param_norm"]
+    return jax.lax.platform_dependent(norm, params, cpu=after, default=lambda norm, params: params)
+
+
+def measure(
+    found: dict[str, jax.Array],
+    stages: Sequence[Stage],
+    gradients: Tree,
+    params: Tree,
+    step: Step,
+    updates: Tree,
+    seen: list[Observation],
+) -> tuple[Tree, jax.Array]:
+    """Puts the metrics of a step into `found`; returns the updates and the sum of all norms.
+
+    Nothing is written yet of where the parameters land, and nothing is copied to be measured.
+    """
+    settled = written_in_turn(updates)
+    seen = [one._replace(after=settled) if one.after is updates else one for one in seen]
+    in_memory = gradients, params, settled, [one.state for one in seen]
+    metrics, norms = measured(stages, seen, gradients, params, settled, step, in_memory=in_memory)
+    found.update(metrics)
+    return settled, norms
+
+
+def measured_when(
+    due: jax.Array,
+    metrics: Tree,
+    stages: Sequence[Stage],
+    gradients: Tree,
+    states: Sequence[Tree],
+    params: Tree,
+    step: Step,
+) -> tuple[Tree, Sequence[Tree], Tree]:
+    """The metrics, of this step if they are due; states and parameters, which are measured first.
+
+    To measure, the step is taken once more, from what is in memory before it. Its updates are not,
+    and would have to be written there at every step.
+    """
+    entered = step.entered if step.entered and step.entered.updates is gradients else None
+    received = (gradients, params) if entered is None else entered.received
+
+    def once_more(kept: Tree, states: Tree, received: Tree) -> Tree:
+        gradients, params = map(entered.widened, received) if entered else received
+        updates, seen = in_turn(stages, gradients, states, params, step)
+        return measured(stages, seen, gradients, params, updates, step, alone=True)[0]
+
+    with jax.named_scope("record_metrics"):
+        metrics = only_when(due, once_more, metrics, states, received)
+    # What is measured is overwritten in place, and not copied, if it is measured before.
+    norm = metrics["param_norm"]
+    states = [
+        one if stage.lands else after(norm, one)  # which are written last anyway
+        for stage, one in zip(stages, states, strict=True)
+    ]
+    return metrics, states, after(norm, params)
+
+
 def measured(
     stages: Sequence[Stage],
     seen: Sequence[Observation],
     gradients: Tree,
-    updates: Tree,
     params: Tree,
+    updates: Tree,
     step: Step,
-    *,
-    alone: bool = False,
-) -> dict[str, jax.Array]:
-    """The metrics of a step: the metrics of the whole chain and of every stage that has some."""
+    **how: Any,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The metrics of a step: the metrics of the whole chain and of every stage that has some.
+
+    Args:
+      **how: arguments of `taken`.
+
+    Returns:
+      The metrics by their names, and the sum of all norms, which is known when all are.
+    """
     measures: dict[str, Measure] = {
         "grad_norm": Norm(gradients),
         "update_norm": Norm(updates),
@@ -129,10 +185,27 @@ def measured(
     }
     for stage, one in zip(stages, seen, strict=True):
         measures |= stage.metrics(one) if stage.metrics is not None else {}
-    found = taken(measures, alone=alone)
+    found = taken(measures, **how)
+    norms = [found[name] for name, one in measures.items() if isinstance(one, Norm)]
     size = jnp.where(found["param_norm"] > 0, found["param_norm"], 1.0)
     found["update_ratio"] = found["update_norm"] / size
-    return {name: value.astype(jnp.float32) for name, value in found.items()}
+    metrics = {name: value.astype(jnp.float32) for name, value in found.items()}
+    return metrics, reduce(jnp.add, [norm.astype(jnp.float32) for norm in norms])
+
+
+def written_in_turn(updates: Tree) -> Tree:
+    """The updates, which a CPU writes to memory and sums one leaf after another."""
+    leaves, structure = jax.tree.flatten(updates)
+    is_real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def on_cpu(leaves: list[jax.Array]) -> list[jax.Array]:
+        both = [*zip(leaves, is_real, strict=True)]
+        real = [leaf for leaf, chosen in both if chosen]
+        in_turn = iter(one_by_one(real, lambda x: jnp.sum(term_of(x)), read_again=True))
+        return [next(in_turn) if chosen else leaf for leaf, chosen in both]
+
+    leaves = jax.lax.platform_dependent(leaves, cpu=on_cpu, default=lambda leaves: leaves)
+    return structure.unflatten(leaves)
 
 
 @checked(learning_rate=NON_NEGATIVE)

@@ -1,6 +1,6 @@
 """Programs that XLA compiles as they are meant: a zero it cannot fold, work only when due."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -75,3 +75,34 @@ def after(norm: jax.Array, tree: Tree) -> Tree:
         return jnp.where(never, jnp.zeros_like(leaf), leaf) if is_array else leaf
 
     return jax.tree.map(later, tree)
+
+
+def one_by_one(
+    leaves: Sequence[jax.Array], norm_of: Callable[[jax.Array], jax.Array], *, read_again: bool
+) -> list[jax.Array]:
+    """The leaves, of which XLA computes one after another: each when it has the norm of the last.
+
+    XLA's CPU backend sums what is in memory alone. It would else write there, before the first sum,
+    what is summed of all leaves.
+
+    Args:
+      leaves: real floats.
+      norm_of: from a leaf to its () norm >= 0 or NaN, which is summed anyway.
+      read_again: whether more than the sum reads the leaves. Each is then divided by 1, which is
+        dear enough for XLA to compute it once, and not again in every loop that reads it.
+
+    Example:
+      >>> leaves = [jnp.ones(2), jnp.array([-0.0])]
+      >>> one_by_one(leaves, jnp.linalg.norm, read_again=True)
+      [Array([1., 1.], dtype=float32), Array([-0.], dtype=float32)]
+    """
+    norms, in_turn = jnp.zeros([], jnp.float32), []
+    for leaf in leaves:
+        never = norms < 0
+        if read_again:
+            leaf = leaf / jnp.where(never, leaf, jnp.ones_like(leaf))
+        else:
+            leaf = jnp.where(never, jnp.zeros_like(leaf), leaf)
+        norms = norms + norm_of(leaf).astype(norms.dtype)
+        in_turn.append(leaf)
+    return in_turn

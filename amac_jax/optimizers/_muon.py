@@ -35,8 +35,9 @@ EPS = 1e-16
 BATCHED_BELOW = 1 << 22
 """Matrices with fewer elements than this are multiplied in one batch with others of their shape."""
 
-BATCHED_ON_CPU_BELOW = 1 << 18
-"""The same on CPU, where one product of larger matrices keeps all cores busy."""
+BATCHED_ON_GPU_ALONE_FROM = 1 << 18
+"""From here on a GPU alone has batches: one product of such matrices keeps all cores of a CPU busy,
+and a TPU keeps one of them, but not a batch, in its fast memory."""
 
 
 @takes_techniques(weight_decay=0.1)
@@ -321,10 +322,12 @@ def orthogonal(
         stacks, size = [wide[place] for place in places], math.prod(shape)
         if size >= BATCHED_BELOW or len(places) == 1:
             done = one_by_one(*stacks)
-        elif size < BATCHED_ON_CPU_BELOW:
+        elif size < BATCHED_ON_GPU_ALONE_FROM:
             done = in_one_batch(*stacks)
         else:
-            done = jax.lax.platform_dependent(*stacks, cpu=one_by_one, default=in_one_batch)
+            done = jax.lax.platform_dependent(
+                *stacks, cpu=one_by_one, tpu=one_by_one, default=in_one_batch
+            )
         for place, factor in zip(places, done, strict=True):
             wide[place] = factor
     return [done.mT if is_tall(x) else done for done, x in zip(wide, matrices, strict=True)]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from amac_jax._core.boundary import Observation, Stage, Step, technique
+from amac_jax._core.boundary import Landing, Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter, as_float, next_count
 from amac_jax._core.leaves import copied, each_leaf
 from amac_jax._core.measures import Measure
@@ -16,7 +16,6 @@ from amac_jax._core.random.keys import Key
 from amac_jax._core.ranges import COUNT, DECAY_OR_MEAN, START
 from amac_jax._core.storage import storage
 from amac_jax._core.types import Tree, promoted
-from amac_jax._core.xla import only_when
 
 
 class AverageWeightsState(NamedTuple):
@@ -101,24 +100,28 @@ def average_weights(
         average = kept.first(copied(params, dtype))
         return AverageWeightsState(jnp.zeros([], jnp.int32), average, kept.key_data())
 
+    def is_averaged(step: Step) -> jax.Array:
+        return step.counts(is_due(next_count(step.count), step.start, step.period))
+
     def update(updates: Tree, state: AverageWeightsState, params: Tree, step: Step):
-        due = step.counts(is_due(next_count(step.count), step.start, step.period))
-        averaged = jnp.where(due, next_count(state.averaged), state.averaged)
-        weight = 1.0 / as_float(jnp.maximum(averaged, 1))
+        averaged = jnp.where(is_averaged(step), next_count(state.averaged), state.averaged)
+        return updates, state._replace(averaged=averaged)
+
+    def lands(state: AverageWeightsState, step: Step) -> Landing:
+        weight = 1.0 / as_float(jnp.maximum(state.averaged, 1))
         if step.decay is not None:
             weight = jnp.maximum(weight, 1.0 - step.decay)
 
-        def fold_in(average: Tree, landing: Tree) -> Tree:
-            average = each_leaf(folded_in, kept.loaded(average), landing, weight=weight)
-            return kept.stored(average, state.key, step.count)
+        def write(old: dict[str, Tree], landing: Tree) -> dict[str, Tree]:
+            average = each_leaf(folded_in, kept.loaded(old["average"]), landing, weight=weight)
+            return {"average": kept.stored(average, state.key, step.count)}
 
-        average = only_when(due, fold_in, state.average, step.landing(params, updates))
-        return updates, state._replace(averaged=averaged, average=average)
+        return Landing(is_averaged(step), {"average": state.average}, write)
 
     def metrics(seen: Observation) -> dict[str, Measure]:
         return {"averaged_count": seen.state.averaged}
 
-    return Stage(update, init, needs_params=True, metrics=metrics, lands=True)
+    return Stage(update, init, needs_params=True, metrics=metrics, lands=lands)
 
 
 def folded_in(average: jax.Array, landing: jax.Array, weight: jax.Array) -> jax.Array:

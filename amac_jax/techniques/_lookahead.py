@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from amac_jax._core.boundary import Observation, Stage, Step, technique
+from amac_jax._core.boundary import Landing, Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter, next_count
 from amac_jax._core.leaves import copied, each_leaf, wide_dtype, zeros_like
 from amac_jax._core.measures import Measure, Norm
@@ -17,7 +17,7 @@ from amac_jax._core.random.keys import Key
 from amac_jax._core.ranges import COUNT, DECAY, UNIT
 from amac_jax._core.storage import storage
 from amac_jax._core.types import Tree
-from amac_jax._core.xla import only_when, opaque_zero
+from amac_jax._core.xla import opaque_zero
 
 
 class LookaheadState(NamedTuple):
@@ -131,8 +131,13 @@ def lookahead(
                 alpha=alpha, remainder=remainder, mu=mu,
             )  # fmt: skip
 
-        def land(stored: tuple[Tree, Tree], landing: Tree) -> Tree:
-            slow, momentum = stored
+        return updates, state
+
+    def lands(state: LookaheadState, step: Step) -> Landing:
+        alpha, mu = step.slow_step_size, step.slow_momentum
+
+        def write(old: dict[str, Tree], landing: Tree) -> dict[str, Tree]:
+            slow, momentum = old["slow"], old["momentum"]
             landing = jax.tree.map(lambda s, x: x.astype(wide_dtype(s.dtype)), slow, landing)
             if momentum is not None:
                 momentum = each_leaf(
@@ -142,13 +147,13 @@ def lookahead(
                 # copy of the slow weights, from which v is computed.
                 never = opaque_zero(step.count) < 0
                 landing = jax.tree.map(lambda x, v: jnp.where(never, v, x), landing, momentum)
-            return kept.stored((landing, momentum), state.key, step.count)
+            slow, momentum = kept.stored((landing, momentum), state.key, step.count)
+            return {"slow": slow, "momentum": momentum}
 
-        stored = state.slow, state.momentum
-        slow, momentum = only_when(due, land, stored, step.landing(params, updates))
-        return updates, state._replace(slow=slow, momentum=momentum)
+        stored = {"slow": state.slow, "momentum": state.momentum}
+        return Landing(step.counts(is_due(step)), stored, write)
 
-    return Stage(update, init, needs_params=True, metrics=slow_distance, lands=True)
+    return Stage(update, init, needs_params=True, metrics=slow_distance, lands=lands)
 
 
 def is_due(step: Step) -> Array:
@@ -180,8 +185,8 @@ def slow_distance(seen: Observation) -> dict[str, Measure]:
     """
     due = is_due(seen.step)
 
-    def distance(param: Array, update: Array, slow: Array) -> Array:
-        return jnp.where(due, jnp.zeros_like(param), param + update - slow)
+    def distance(slow: Array, landing: Array) -> Array:
+        return jnp.where(due, jnp.zeros_like(slow), landing - slow)
 
-    trees = seen.params, seen.after, seen.previous.slow
-    return {"slow_distance": Norm(each_leaf(distance, *trees))}
+    landing = seen.step.landing(seen.params, seen.after)
+    return {"slow_distance": Norm(each_leaf(distance, seen.previous.slow, landing))}

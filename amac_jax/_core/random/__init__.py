@@ -2,9 +2,14 @@
 
 from amac_jax._core.random.counter import random_words
 from amac_jax._core.random.normal import Sampler, fast_normal, gaussian, sampler_named
-from amac_jax._core.random.threefry import threefry_normal, unrolls_threefry
+from amac_jax._core.random.threefry import UNROLLS_THREEFRY, threefry_normal
 
 __all__ = [
-    "Sampler", "fast_normal", "gaussian", "random_words", "sampler_named", "threefry_normal",
-    "unrolls_threefry",
+    "UNROLLS_THREEFRY",
+    "Sampler",
+    "fast_normal",
+    "gaussian",
+    "random_words",
+    "sampler_named",
+    "threefry_normal",
 ]  # fmt: skip

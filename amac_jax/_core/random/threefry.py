@@ -15,8 +15,8 @@ def threefry_normal(key: jax.Array, count: Count, like: Tree) -> Tree:
 
         optax.tree.random_like(jax.random.fold_in(key, count), like, jax.random.normal)
 
-    On CPU, JAX compiles threefry to a loop over arrays. Where `unrolls_threefry` is true, threefry
-    is unrolled here and becomes part of the loop that uses the noise.
+    On CPU, JAX compiles threefry to a loop over arrays. Where `UNROLLS_THREEFRY` is true, threefry
+    is unrolled there and becomes part of the loop that uses the noise.
 
     Args:
       key: a typed JAX key.
@@ -28,24 +28,31 @@ def threefry_normal(key: jax.Array, count: Count, like: Tree) -> Tree:
     """
     threefry = jax.random.key_impl(jax.random.key(0, impl="threefry2x32"))
     largest = max((leaf.size for leaf in jax.tree.leaves(like)), default=0)
-    if (
-        unrolls_threefry()
+    is_unrolled = (
+        UNROLLS_THREEFRY
         and jax.random.key_impl(key) == threefry
         and jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
         and largest <= 2**32  # JAX counts larger arrays in 64 bits
-    ):
-        key = jax.random.wrap_key_data(jax.random.key_data(key), impl=_unrolled_threefry)
-    return optax.tree.random_like(jax.random.fold_in(key, count), like, jax.random.normal)
+    )
+
+    def drawn(key: jax.Array, count: Count) -> Tree:
+        return optax.tree.random_like(jax.random.fold_in(key, count), like, jax.random.normal)
+
+    def drawn_unrolled(key: jax.Array, count: Count) -> Tree:
+        data = jax.random.key_data(key)
+        return drawn(jax.random.wrap_key_data(data, impl=_unrolled_threefry), count)
+
+    if not is_unrolled:
+        return drawn(key, count)
+    return jax.lax.platform_dependent(key, count, cpu=drawn_unrolled, default=drawn)
 
 
-def unrolls_threefry() -> bool:
-    """Whether `threefry_normal` unrolls threefry: on CPU with a jax before 0.11.
+UNROLLS_THREEFRY = jax.__version_info__ < (0, 11)
+"""Whether `threefry_normal` unrolls threefry on a CPU.
 
-    jax 0.11 does not finish compiling the unrolled threefry within a step. On GPU and TPU, JAX
-    unrolls threefry itself.
-    """
-    return jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11)
-
+jax 0.11 does not finish compiling the unrolled threefry within a step. On GPU and TPU, JAX unrolls
+threefry itself.
+"""
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
