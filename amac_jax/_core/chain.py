@@ -196,16 +196,8 @@ def measured(
 def written_in_turn(updates: Tree) -> Tree:
     """The updates, which a CPU writes to memory and sums one leaf after another."""
     leaves, structure = jax.tree.flatten(updates)
-    is_real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-
-    def on_cpu(leaves: list[jax.Array]) -> list[jax.Array]:
-        both = [*zip(leaves, is_real, strict=True)]
-        real = [leaf for leaf, chosen in both if chosen]
-        in_turn = iter(one_by_one(real, lambda x: jnp.sum(term_of(x)), read_again=True))
-        return [next(in_turn) if chosen else leaf for leaf, chosen in both]
-
-    leaves = jax.lax.platform_dependent(leaves, cpu=on_cpu, default=lambda leaves: leaves)
-    return structure.unflatten(leaves)
+    in_turn = partial(one_by_one, norm_of=lambda x: jnp.sum(term_of(x)), read_again=True)
+    return structure.unflatten(jax.lax.platform_dependent(leaves, cpu=in_turn, default=list))
 
 
 @checked(learning_rate=NON_NEGATIVE)

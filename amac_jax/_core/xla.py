@@ -86,7 +86,7 @@ def one_by_one(
     what is summed of all leaves.
 
     Args:
-      leaves: real floats.
+      leaves: arrays; what is not of real floats passes as it is.
       norm_of: from a leaf to its () norm >= 0 or NaN, which is summed anyway.
       read_again: whether more than the sum reads the leaves. Each is then divided by 1, which is
         dear enough for XLA to compute it once, and not again in every loop that reads it.
@@ -99,6 +99,9 @@ def one_by_one(
     norms, in_turn = jnp.zeros([], jnp.float32), []
     for leaf in leaves:
         never = norms < 0
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            in_turn.append(leaf)
+            continue
         if read_again:
             leaf = leaf / jnp.where(never, leaf, jnp.ones_like(leaf))
         else:
