@@ -29,9 +29,9 @@ from contenders import automatic
 from records import RecordError, circumstances, recorded, write
 from statistics_of_runs import holm
 from tqdm import tqdm
-from workloads import ALL, FRESH, WORKLOADS, Workload, image_data
+from workloads import ALL, FRESH, WORKLOADS, Workload
 
-from amac_jax.tools import Ablation, ablate
+from amac_jax.tools import Ablation, ablate, datasets
 from amac_jax.tools._ablation import TECHNIQUES, effects_of, plain_of
 from amac_jax.tools.plotting import plot_ablation
 
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
             if recorded(path).get("configuration") != configuration(name, args):
                 write(path, run(name, args))
         report(folder)
-    except (image_data.DataError, RecordError, OSError) as error:
+    except (datasets.DataError, RecordError, OSError) as error:
         sys.exit(f"ablation.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished workload")

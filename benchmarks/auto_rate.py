@@ -29,7 +29,9 @@ from contenders import CONTENDERS
 from records import RecordError, circumstances, recorded, write
 from statistics_of_runs import holm, interval, welch
 from tqdm import tqdm
-from workloads import POINTS, WORKLOADS, Workload, image_data
+from workloads import POINTS, WORKLOADS, Workload
+
+from amac_jax.tools import datasets
 
 FACTORS = (0.5, 2.0)
 LENGTHS = (0.25, 4.0)
@@ -194,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
                 for factor in LENGTHS:
                     run_length(name, factor, args.out / f"{name}.json", args)
         report(args)
-    except (image_data.DataError, RecordError, OSError) as error:
+    except (datasets.DataError, RecordError, OSError) as error:
         sys.exit(f"auto_rate.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished part")

@@ -32,7 +32,9 @@ from contenders import CONTENDERS, Contender, Settings, trials
 from records import RecordError, circumstances, recorded, write
 from statistics_of_runs import interval
 from tqdm import tqdm
-from workloads import ALL, FRESH, WORKLOADS, Job, Splits, Workload, image_data, train
+from workloads import ALL, FRESH, WORKLOADS, Job, Splits, Workload, train
+
+from amac_jax.tools import datasets
 
 TRIALS, SEEDS, WIDTH = 24, 20, 8
 TRIAL_SEED, FIRST_SEED = 0, 100  # seeds of the trials, which share one, and of the runs reported
@@ -248,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             compare(args)
             report(args.out)
-    except (image_data.DataError, RecordError, OSError) as error:
+    except (datasets.DataError, RecordError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished cell")

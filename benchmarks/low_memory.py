@@ -21,9 +21,9 @@ from image_runs import accuracies
 from scipy import stats
 
 import amac_jax
+from amac_jax.tools import datasets
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import image_data
 from mnist import MLP, as_input
 
 EPOCHS = {"mnist": 10, "digits": 100}
@@ -54,7 +54,7 @@ def train(data, dtype: str, seeds: range, epochs: int) -> np.ndarray:
     return np.asarray(runs(data, np.asarray(seeds)), np.float64)
 
 
-def compare(data: image_data.Images, seeds: range, epochs: int) -> dict[str, Any]:
+def compare(data: datasets.Images, seeds: range, epochs: int) -> dict[str, Any]:
     arrays = jax.device_put(data[1:])
     of_kind = {dtype: train(arrays, dtype, seeds, epochs) for dtype in KINDS}
     sizes = {dtype: state_bytes(data.train_images, dtype) for dtype in KINDS}
@@ -94,8 +94,8 @@ def main() -> None:
     print("data    weights   float32  bfloat16  difference         p    state bytes a parameter")
     for name in args.data:
         try:
-            data = image_data.load(name, args.data_dir)
-        except image_data.DataError as error:
+            data = datasets.load(name, args.data_dir)
+        except datasets.DataError as error:
             sys.exit(f"low_memory.py: error: {error}")
         epochs = args.epochs or EPOCHS[data.name]
         results[data.name] = result = compare(data, range(args.seeds), epochs)

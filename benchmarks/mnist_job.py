@@ -25,9 +25,9 @@ from image_runs import accuracies
 from statistics_of_runs import interval
 
 import amac_jax
+from amac_jax.tools import datasets
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import image_data
 from mnist import OPTIMIZERS
 
 HELD_OUT = 10_000
@@ -104,10 +104,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file for every run's accuracies")
     args = parser.parse_args()
     try:
-        images = image_data.load_mnist(args.data_dir)
+        images = datasets.load_mnist(args.data_dir)
         if args.sweep:
-            images = image_data.hold_out(images, HELD_OUT)
-    except image_data.DataError as error:
+            images = datasets.hold_out(images, HELD_OUT)
+    except datasets.DataError as error:
         sys.exit(f"mnist_job.py: error: {error}")
     data = jax.device_put(images[1:])
     if args.sweep:

@@ -16,9 +16,9 @@ from compare import RESULTS
 from comparison_report import table
 from records import RecordError, recorded
 from tqdm import tqdm
-from workloads import WORKLOADS, image_data
+from workloads import WORKLOADS
 
-from amac_jax.tools import lr_range_test
+from amac_jax.tools import datasets, lr_range_test
 from amac_jax.tools.plotting import plot_range_test
 
 
@@ -49,7 +49,7 @@ def main() -> None:
             if name == args.draw:
                 title = f"{WORKLOADS[name].title}: {args.steps} steps at each of 31 rates"
                 plot_range_test(found, title).savefig(args.out / "range_test.png", dpi=110)
-    except (image_data.DataError, RecordError, OSError, ValueError) as error:
+    except (datasets.DataError, RecordError, OSError, ValueError) as error:
         sys.exit(f"range_test.py: error: {error}")
     print(table(["workload", "suggestion", "`adamw`, tuned"], rows))
     print(

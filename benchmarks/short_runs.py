@@ -36,9 +36,9 @@ from short_jobs import JOBS, ShortJob, Task
 from short_report import report
 from short_variants import VARIANTS, Variant
 from tqdm import tqdm
-from workloads import image_data
 
 import amac_jax
+from amac_jax.tools import datasets
 
 # Runs
 
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         if not args.report:
             measure(args)
         report(args.out)
-    except (image_data.DataError, RecordError, OSError) as error:
+    except (datasets.DataError, RecordError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished variant")

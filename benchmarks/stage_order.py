@@ -23,9 +23,10 @@ from comparison_report import table
 from scipy import stats
 from statistics_of_runs import holm, interval
 from tqdm import tqdm
-from workloads import WORKLOADS, image_data, train
+from workloads import WORKLOADS, train
 
 import amac_jax
+from amac_jax.tools import datasets
 
 SETTINGS = {
     "learning_rate": 5e-3,
@@ -150,7 +151,7 @@ def main() -> None:
                     bar.set_description(f"{name}, {order}")
                     row[order] = scores(name, stages, args.seeds, args.width)
                     bar.update()
-    except image_data.DataError as error:
+    except datasets.DataError as error:
         sys.exit(f"stage_order.py: error: {error}")
     print(report(found))
     if args.json:

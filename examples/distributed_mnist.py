@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import checkpoints
-import image_data
 import jax
 import mnist
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
+
+from amac_jax.tools import datasets
 
 NAME = "distributed_mnist.py"
 
@@ -43,7 +44,7 @@ def over_all(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batches(data: image_data.Images, sharding: NamedSharding, size: int, seed: int, epoch: int):
+def batches(data: datasets.Images, sharding: NamedSharding, size: int, seed: int, epoch: int):
     """An epoch's (images, labels, weight), of which each process reads what its devices hold."""
     count = len(data.train_images)
     order = np.random.default_rng((seed % 2**32, epoch)).permutation(count)
@@ -57,7 +58,7 @@ def batches(data: image_data.Images, sharding: NamedSharding, size: int, seed: i
 
 
 def train(
-    args: argparse.Namespace, data: image_data.Images, folder: checkpoints.Checkpoints | None
+    args: argparse.Namespace, data: datasets.Images, folder: checkpoints.Checkpoints | None
 ) -> mnist.Report:
     mesh = Mesh(np.array(jax.devices()), ("data",))
     if args.batch_size % mesh.size:
@@ -281,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         data = mnist.data_of(args)
         args.out.mkdir(parents=True, exist_ok=True)
-    except (image_data.DataError, OSError) as error:
+    except (datasets.DataError, OSError) as error:
         fail(error)
     mnist.keep_compiled_programs()
     join(args)

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import flax
 import flax.linen as nn
-import image_data
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +37,7 @@ from tqdm import tqdm
 from training_curves import training_curves
 
 import amac_jax
+from amac_jax.tools import datasets
 
 if TYPE_CHECKING:
     from checkpoints import Checkpoints
@@ -273,7 +273,7 @@ def optimizer_of(args: argparse.Namespace, steps: int):
 
 
 def train(
-    args: argparse.Namespace, data: image_data.Images, checkpoints: "Checkpoints | None" = None
+    args: argparse.Namespace, data: datasets.Images, checkpoints: "Checkpoints | None" = None
 ) -> "Report":
     """Trains, from where the newest of the checkpoints ends, and saves one after every epoch."""
     model = MODELS[args.model]()
@@ -358,7 +358,7 @@ class Report:
     def __init__(
         self,
         configuration: dict[str, Any],
-        data: image_data.Images,
+        data: datasets.Images,
         out: Path | None,
         program: str = "mnist.py",
     ):
@@ -525,9 +525,9 @@ def checked(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse
     return args
 
 
-def data_of(args: argparse.Namespace) -> image_data.Images:
-    data = image_data.load(args.dataset, args.data_dir)
-    return image_data.hold_out(data, args.held_out) if args.held_out else data
+def data_of(args: argparse.Namespace) -> datasets.Images:
+    data = datasets.load(args.dataset, args.data_dir)
+    return datasets.hold_out(data, args.held_out) if args.held_out else data
 
 
 def fail(error: Exception | str) -> NoReturn:
@@ -544,7 +544,7 @@ def keep_compiled_programs() -> None:
 
 
 def train_with_checkpoints(
-    args: argparse.Namespace, data: image_data.Images, argv: list[str] | None
+    args: argparse.Namespace, data: datasets.Images, argv: list[str] | None
 ) -> "Report":
     import checkpoints  # not at the top, because Orbax takes a while to import
 
@@ -565,7 +565,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         data = data_of(args)
         args.out.mkdir(parents=True, exist_ok=True)
-    except (image_data.DataError, OSError) as error:
+    except (datasets.DataError, OSError) as error:
         fail(error)
     keep_compiled_programs()
     report = train_with_checkpoints(args, data, argv) if args.checkpoint_dir else train(args, data)

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import image_data
 import mnist
 import numpy as np
 import pytest
 
+from amac_jax.tools import datasets
 from tests import warm
 
 FIELDS = ["epoch", "loss", "train_accuracy", "test_accuracy", "averaged_test_accuracy", "seconds"]
@@ -31,12 +31,12 @@ def without_pictures(request, monkeypatch):
         monkeypatch.setattr(mnist.Report, "draw", lambda report: None)
 
 
-digits = functools.cache(image_data.load_digits_split)
+digits = functools.cache(datasets.load_digits_split)
 
 
 @pytest.fixture(autouse=True)
 def digits_read_once(monkeypatch):
-    monkeypatch.setattr(image_data, "load_digits_split", digits)
+    monkeypatch.setattr(datasets, "load_digits_split", digits)
 
 
 def run(out: Path, *arguments: str) -> dict:
@@ -149,7 +149,7 @@ def mnist_like(tmp_path):
     """Files with MNIST's names that are not MNIST."""
     folder = tmp_path / "data"
     folder.mkdir()
-    for name in image_data.SHA256:
+    for name in datasets.SHA256:
         with gzip.open(folder / f"{name}.gz", "wb") as file:
             file.write(b"\0\0\x08\1\0\0\0\2ab")
     return folder

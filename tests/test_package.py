@@ -53,7 +53,7 @@ BEFORE = {
     "techniques": [],
     "wrappers": [],
     "optimizers": ["_keywords", "_compose", "_muon", "_amac"],
-    "tools": ["_batches", "landscapes", "_range_test", "_ablation"],
+    "tools": ["datasets", "_batches", "landscapes", "_range_test", "_ablation"],
 }
 COLLECTS = {"techniques/_table.py"}  # the table, which names every technique
 
@@ -109,8 +109,16 @@ def test_the_rooms_are_those_of_the_table():
 # The public names.
 
 INTERNAL = {"amac_techniques"}  # public in their room alone
-MODULES = {"recipes", "tools", "landscapes", "plotting"}
-ON_DEMAND = ["ablate", "landscapes", "lr_range_test", "plotting", "recompute_batch_stats", "tools"]
+MODULES = {"recipes", "tools", "datasets", "landscapes", "plotting"}
+ON_DEMAND = [
+    "ablate",
+    "datasets",
+    "landscapes",
+    "lr_range_test",
+    "plotting",
+    "recompute_batch_stats",
+    "tools",
+]
 
 
 def test_every_public_function_is_listed_once():
