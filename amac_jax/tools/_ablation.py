@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from amac_jax._core.aliases import Keywords, Tree, is_function
+from amac_jax._core.draws.keys import Key, as_key_data, typed_key
 from amac_jax._core.hyperparameters import is_number
 from amac_jax._core.objective import check_objective
-from amac_jax._core.random.keys import Key, as_key_data, typed_key
 from amac_jax._core.ranges import POSITIVE, check
-from amac_jax._core.types import Keywords, Tree, is_function
 from amac_jax.optimizers import amac
 from amac_jax.state import averaged_params
 from amac_jax.techniques import TECHNIQUES as ROWS
