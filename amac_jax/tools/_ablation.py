@@ -204,14 +204,14 @@ def ablate(
     job.check(key)
 
     keys = jax.random.split(key, int(seeds))
-    every_key = jnp.tile(keys, len(variants))
     values = {
         name: jnp.repeat(jnp.asarray([row[name] for row in variants.values()]), len(keys))
         for name in switched
     }
-    scores = run_all(job, values, every_key, width=width, name="ablate", last=1).scores
+    which = np.tile(np.arange(len(keys)), len(variants))
+    scores = run_all(job, values, keys, which, width=width, name="ablate", last=1).scores
     return _ablation(
-        dict(zip(variants, np.reshape(scores, (-1, len(keys))), strict=True)),
+        dict(zip(variants, scores.reshape(-1, len(keys)), strict=True)),
         higher_is_better,
     )
 

@@ -109,9 +109,10 @@ def lr_range_test(
     job.check(key)
     last = job.steps // 4
     rates = np.geomspace(low, high, number)
-    keys = jnp.stack([key] * number)
-    values = {"learning_rate": jnp.asarray(rates)}
-    found = run_all(job, values, keys, width=width, name="lr_range_test", last=last, scored=False)
+    values, which = {"learning_rate": jnp.asarray(rates)}, np.zeros(number, int)
+    found = run_all(
+        job, values, key[None], which, width=width, name="lr_range_test", last=last, scored=False
+    )
     start = float(jax.jit(partial(_loss_at_start, job, last))(job.data(), key))
     return RangeTest(rates, found.losses, start, _suggestion(rates, start - found.losses))
 

@@ -53,6 +53,13 @@ class Keys(NamedTuple):
         return cls(make, optimizer, data, jax.random.fold_in(key, 3))
 
 
+class Seeds(NamedTuple):
+    """One row a seed."""
+
+    keys: jax.Array
+    orders: jax.Array  # (seeds, steps): the batch of every step
+
+
 class Job(NamedTuple):
     """What all runs of a program share."""
 
@@ -86,6 +93,11 @@ class Job(NamedTuple):
             return jax.random.split(key, self.steps)
         return random_order(key, number_of_batches(self.batches), self.steps)
 
+    def seeds(self, keys: jax.Array) -> Seeds:
+        """What the runs with these keys share, whatever their values."""
+        orders = jax.jit(jax.vmap(lambda key: self.order(self.keys(key).data)))(keys)
+        return Seeds(keys, orders)
+
     def batch(self, data: Tree, which: jax.Array) -> Tree:
         return self.batches(which) if is_function(self.batches) else batch_at(data, which)
 
@@ -103,7 +115,7 @@ class Job(NamedTuple):
         """Goes through a step without computing anything, for the errors of the optimizer."""
 
         def step(values, key, data):
-            run = begun(self, values, key)
+            run = begun(self, values, Seeds(key, self.order(self.keys(key).data)))
             return stepped(self, run, None, jnp.int32(0), jnp.int32(0), data)
 
         jax.eval_shape(step, values, key, self.shapes())
@@ -154,17 +166,23 @@ class Program:
         self._settle = self._repeated(partial(settling, job))
         self._score = self._jitted(jax.vmap(partial(scored, job), in_axes=(0, 0, None)))
         self._move = self._jitted(jax.vmap(partial(jax.tree.map, _moved)))
-        self._gather = self._jitted(_gathered)
 
     def groups(self, count: int) -> Iterator[np.ndarray]:
         """The numbers 0 .. count - 1, `width` at a time."""
         return (np.arange(first, count)[: self.width] for first in range(0, count, self.width))
 
-    def begin(self, values: Values, keys: jax.Array) -> Runs:
-        """Runs before their first step, from arrays of `width` rows or fewer."""
-        rows = self._filled_up(np.arange(len(keys)))
-        chosen = {name: jnp.asarray(array)[rows] for name, array in values.items()}, keys[rows]
-        return self._begin(*jax.device_put(chosen, self._by_run))
+    def begin(self, values: Values, seeds: Seeds, which: np.ndarray) -> Runs:
+        """Runs before their first step.
+
+        Args:
+          values: arrays of `width` rows or fewer, one a run.
+          seeds: some seeds.
+          which: the number of the seed of each run.
+        """
+        rows = self._filled_up(np.arange(len(which)))
+        chosen = {name: jnp.asarray(array)[rows] for name, array in values.items()}
+        own = jax.tree.map(lambda array: array[which[rows]], seeds)
+        return self._begin(*jax.device_put((chosen, own), self._by_run))
 
     def advance(self, runs: Runs, start: int, stop: int, since: int, tell: Tell) -> Runs:
         """The runs after steps `start` .. `stop` - 1, their losses measured from `since` on.
@@ -185,9 +203,22 @@ class Program:
             states = self._dispatched(self._settle, states, runs, 0, count, 0, lambda steps: None)
         return np.asarray(jax.device_get(self._score(runs, states, self._data)), float)
 
-    def gather(self, groups: Sequence[Runs], rows: np.ndarray) -> Runs:
-        """Runs from some rows of old groups, counted through all groups."""
-        return self._gather(list(groups), jnp.asarray(self._filled_up(rows)))
+    def park(self, runs: Runs, count: int) -> list[np.ndarray]:
+        """The first runs in the memory of the host; they are given away."""
+        leaves, self._structure = jax.tree.flatten(runs)
+        self._kinds = [jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves]
+        data = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
+        return [np.asarray(leaf)[:count] for leaf in data]
+
+    def resume(self, parked: Sequence[list[np.ndarray]], rows: np.ndarray) -> Runs:
+        """Some of the runs that are parked, which are counted through all groups."""
+        chosen = self._filled_up(rows)
+        leaves = [np.concatenate(leaves)[chosen] for leaves in zip(*parked, strict=True)]
+        leaves = [
+            leaf if kind is None else jax.random.wrap_key_data(jnp.asarray(leaf), impl=kind)
+            for leaf, kind in zip(leaves, self._kinds, strict=True)
+        ]
+        return jax.device_put(jax.tree.unflatten(self._structure, leaves), self._by_run)
 
     def _filled_up(self, rows: np.ndarray) -> np.ndarray:
         return np.concatenate([rows, np.full(self.width - len(rows), rows[-1])])
@@ -225,19 +256,18 @@ class Program:
 # One run.
 
 
-def begun(job: Job, values: Values, key: jax.Array) -> Runs:
+def begun(job: Job, values: Values, seed: Seeds) -> Runs:
     """The run before its first step."""
-    keys = job.keys(key)
+    keys = job.keys(seed.keys)
     params, model_state = job.start(keys)
-    order = job.order(keys.data)
 
     def first_loss(data):
-        return job.loss(params, model_state, job.batch(data, order[0]), keys.loss)[0]
+        return job.loss(params, model_state, job.batch(data, seed.orders[0]), keys.loss)[0]
 
     loss = jax.eval_shape(first_loss, job.shapes())
     total = jnp.zeros((), promoted(loss.dtype, jnp.float32))
     opt_state = job.optimizer(values, keys.optimizer).init(params)
-    return Runs(values, keys, order, params, model_state, opt_state, total)
+    return Runs(values, keys, seed.orders, params, model_state, opt_state, total)
 
 
 def stepped(job: Job, run: Runs, _, number: jax.Array, since: jax.Array, data: Tree) -> Runs:
@@ -336,8 +366,8 @@ def _settled(old: jax.Array, new: jax.Array, moved: jax.Array) -> jax.Array:
     return settled.astype(old.dtype)
 
 
-def _gathered(groups: list[Runs], rows: jax.Array) -> Runs:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[rows], *groups)
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _devices() -> list[Any]:
@@ -350,7 +380,7 @@ def _devices() -> list[Any]:
 class Measured(NamedTuple):
     """What the runs of a job have come to."""
 
-    scores: np.ndarray | None  # (runs,)
+    scores: np.ndarray  # (runs,); empty if they are not scored
     losses: np.ndarray  # (runs,): means over the last steps
 
 
@@ -358,6 +388,7 @@ def run_all(
     job: Job,
     values: Values,
     keys: jax.Array,
+    which: np.ndarray,
     *,
     width: int | None,
     name: str,
@@ -369,24 +400,25 @@ def run_all(
     Args:
       job: what is run.
       values: the values of the runs, (runs,) each.
-      keys: the keys of the runs, (runs,).
+      keys: the keys of the seeds, (seeds,).
+      which: the number of the seed of each run, (runs,).
       width: the number of runs at a time; None is all of them.
       name: what the progress bar says.
       last: the number of steps over which losses are averaged.
       scored: whether the runs are scored.
     """
-    program = Program(job, len(keys), width, keys[0])
+    program, seeds = Program(job, len(which), width, keys[0]), job.seeds(keys)
     scores, losses = [], []
-    with progress(name, len(keys) * job.steps) as bar:
-        for rows in program.groups(len(keys)):
-            runs = program.begin({k: v[rows] for k, v in values.items()}, keys[rows])
-            since = job.steps - last
+    with progress(name, len(which) * job.steps) as bar:
+        for rows in program.groups(len(which)):
+            own = {name: array[rows] for name, array in values.items()}
+            runs = program.begin(own, seeds, which[rows])
             tell = telling(bar, len(rows))
-            runs = program.advance(runs, 0, job.steps, since, tell)
+            runs = program.advance(runs, 0, job.steps, job.steps - last, tell)
             losses.append(mean_losses(runs, last)[: len(rows)])
             if scored:
                 scores.append(program.scores(runs)[: len(rows)])
-    return Measured(np.concatenate(scores) if scored else None, np.concatenate(losses))
+    return Measured(np.concatenate(scores) if scored else np.empty(0), np.concatenate(losses))
 
 
 def mean_losses(runs: Runs, steps: int) -> np.ndarray:

@@ -146,8 +146,8 @@ def sweep(
       higher_is_better: whether a higher score is better.
       halving: whether the worse half is dropped, twice, by the score of the weights so far.
       width: the number of runs at a time. None is all runs of a program; with `halving` it is a
-        quarter of them, and 1 for convolutions on a CPU. Weights and states of all runs stay in
-        memory with `halving`, those of `width` runs without.
+        quarter of them, and 1 for convolutions on a CPU. Runs that wait for others at a rung of
+        `halving` are in the memory of the host.
       has_aux: whether `loss_fn` returns `(loss, aux)`, of which `aux` is left alone.
       model_state: what changes in training beside the weights, such as the statistics of BatchNorm:
         a tree, or a function that makes it from the key that `params` got. Then it is
@@ -337,9 +337,9 @@ def _points(axes: Mapping[str, Axis], trials: int, seed: np.ndarray) -> list[dic
     return points
 
 
-class _Group(NamedTuple):
-    runs: Runs
-    rows: np.ndarray  # the numbers of its runs; what fills up the last group has none
+class _Parked(NamedTuple):
+    runs: list[np.ndarray]
+    rows: np.ndarray  # their numbers
 
 
 class _Search:
@@ -361,7 +361,7 @@ class _Search:
         self.optimizer = optimizer
         self.numeric = [name for name, axis in axes.items() if axis.choices is None]
         self.takes_key = "key" not in {*axes, *settings} and _takes_key(optimizer)
-        self.keys = jax.random.split(key, seeds)
+        self.shared = job.seeds(jax.random.split(key, seeds))
         self.scores = np.full((len(points), seeds), np.nan)
         self.steps = np.zeros(len(points), int)
 
@@ -373,7 +373,7 @@ class _Search:
         lengths = np.diff([0, *stages])
         total = self.seeds * int(np.dot(kept, lengths))
         programs = [self._program(trials, len(stages) > 1) for trials in self._by_choice()]
-        waiting: list[list[_Group]] = [[] for _ in programs]
+        waiting: list[list[_Parked]] = [[] for _ in programs]
         with progress("sweep", total) as bar:
             for number, stop in enumerate(stages):
                 start = stages[number - 1] if number else 0
@@ -387,7 +387,8 @@ class _Search:
                         runs = program.advance(runs, start, stop, since, telling(bar, len(some)))
                         self._score(program, runs, rows[some], stop)
                         if not last:
-                            waiting[index].append(_Group(runs, rows[some]))
+                            parked = program.park(runs, len(some))
+                            waiting[index].append(_Parked(parked, rows[some]))
                 self.steps[alive] = stop
                 if not np.isfinite(_means(self.scores)).any():
                     raise ValueError(
@@ -428,12 +429,11 @@ class _Search:
     def _rows(self, trials: np.ndarray) -> np.ndarray:
         return (trials[:, None] * self.seeds + np.arange(self.seeds)).ravel()
 
-    def _runs(self, program: Program, before: list[_Group], rows: np.ndarray) -> Runs:
+    def _runs(self, program: Program, before: list[_Parked], rows: np.ndarray) -> Runs:
         if not before:
-            return program.begin(self._values(rows // self.seeds), self.keys[rows % self.seeds])
-        # Groups before the last are full, so that their rows can be counted through.
+            return program.begin(self._values(rows // self.seeds), self.shared, rows % self.seeds)
         places = np.concatenate([group.rows for group in before]).tolist()
-        return program.gather(
+        return program.resume(
             [group.runs for group in before], np.asarray([places.index(row) for row in rows])
         )
 
