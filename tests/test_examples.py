@@ -10,7 +10,7 @@ import amac_jax
 from benchmarks import example_runs, records
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PROGRAMS = sorted(EXAMPLES.glob("*.py"))
+PROGRAMS = sorted(EXAMPLES.glob("[!_]*.py"))
 README = (EXAMPLES / "README.md").read_text()
 program = pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 

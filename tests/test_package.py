@@ -53,7 +53,10 @@ BEFORE = {
     "techniques": [],
     "wrappers": [],
     "optimizers": ["_keywords", "_compose", "_muon", "_amac"],
-    "tools": ["datasets", "_batches", "landscapes", "_range_test", "_ablation"],
+    "tools": [
+        *("datasets", "_batches", "_losses", "_runs", "landscapes", "_range_test", "_ablation"),
+        "_sweep",
+    ],
 }
 COLLECTS = {"techniques/_table.py"}  # the table, which names every technique
 
@@ -117,6 +120,7 @@ ON_DEMAND = [
     "lr_range_test",
     "plotting",
     "recompute_batch_stats",
+    "sweep",
     "tools",
 ]
 
