@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.mnist import distributed
+from examples.mnist import distributed, lock
 from examples.mnist.checkpoints import steps_in
 from tests import warm
 from tests.helpers import SOAK
@@ -63,6 +63,7 @@ def trained(folder: Path, process: warm.Process, *more: str) -> list[dict]:
     """The rows of its metrics.json."""
     out, error = process.communicate()
     assert process.returncode == 0, out + error
+    assert "epoch/s" not in error  # no bar in a pipe
     lines = [line for line in out.splitlines() if re.search(r"\bepoch +\d+/", line)]
     rows = json.loads((folder / "out" / "metrics.json").read_text())["epochs"]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
@@ -131,7 +132,7 @@ def test_when_one_is_killed_the_other_ends_and_says_so(tmp_path, environment):
         assert last.startswith(f"{distributed.NAME}: error: another process is gone (")
         assert "; to go on: " in last
         assert "--resume" in last
-    else:  # in a save, where one waits for the other's heartbeat
+    else:  # where JAX misses its heartbeat first
         assert_ended_by_jax(first, error)
 
 
@@ -201,6 +202,20 @@ def test_when_the_first_is_killed_its_parent_ends_the_rest_and_one_process_goes_
     assert f"going on after epoch {newest}" in done.stdout
     rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["epochs"]
     np.testing.assert_allclose(losses(rows), losses(by_two[1]), rtol=TOLERANCE)
+
+
+def test_of_a_run_whose_folder_is_in_use_every_process_ends_and_says_who_has_it(
+    tmp_path, environment
+):
+    with lock.held(tmp_path / "checkpoints"):
+        done = warm.run(command(tmp_path, "--spawn=2", "--resume"), environment)
+    assert done.returncode == 1
+    said = f"error: {tmp_path}/checkpoints: is in use by process {os.getpid()} on "
+    *_, last = lines = done.stderr.splitlines()
+    assert any(line.startswith(f"{distributed.NAME}: {said}") for line in lines)
+    assert " of 2 ended with status 1; the others have been ended; to go on: " in last
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["lock"]
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_when_the_parent_is_killed_its_processes_end_too(tmp_path, environment):

@@ -1,5 +1,6 @@
 """The main job, `examples/mnist/`, on scikit-learn's small digits."""
 
+import contextlib
 import functools
 import gzip
 import json
@@ -90,6 +91,38 @@ def test_a_pipe_gets_each_epochs_line_at_once_and_no_bar(tmp_path, capsys, monke
         [], ["1"], ["2"], ["3"]
     ]  # fmt: skip
     assert seen[0].startswith("first step")
+    assert capsys.readouterr().err == ""
+
+
+def test_with_checkpoints_a_line_comes_when_its_epoch_is_saved_and_no_later(
+    tmp_path, capsys, monkeypatch
+):
+    """From the thread that saves; the save before has ended when the next one begins."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    folder, add, seen, text = tmp_path / "checkpoints", Report.add, [], ""
+
+    def look():
+        nonlocal text
+        with contextlib.suppress(BlockingIOError):
+            text += os.read(read, 10_000).decode()
+        said = re.findall(r"^epoch (\d)/4", text, re.MULTILINE)
+        assert set(said) <= {path.name for path in folder.iterdir()}
+        return len(said)
+
+    def add_and_look(report, row, metrics):
+        seen.append(look())
+        add(report, row, metrics)
+
+    monkeypatch.setattr(Report, "add", add_and_look)
+    with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        arguments = ["--optimizer=sgd", "--epochs=4", "--keep=9", f"--checkpoint-dir={folder}"]
+        run(tmp_path, *arguments)
+        seen.append(look())  # before the pipe is closed, which would write what is left
+    os.close(read)
+    assert all(number - 2 <= said < number for number, said in enumerate(seen[:4], 1))
+    assert seen[4] == 4
     assert capsys.readouterr().err == ""
 
 
@@ -234,8 +267,10 @@ def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Report, "draw", lambda report: None)
         report = again("--epochs=3", "--resume")
-    assert "no checkpoint yet; starting anew" in capsys.readouterr().out
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    out = capsys.readouterr().out
+    assert "no checkpoint yet; starting anew" in out
+    assert out.splitlines()[-1].startswith("for its checkpoint an epoch made training wait ")
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "lock"]
     for arguments, message in (
         (["--epochs=3"], "has checkpoints; add --resume or name another folder"),
         (["--epochs=4", "--resume"], f"{folder}/3: is of a run with --epochs 3, not 4"),
@@ -249,7 +284,7 @@ def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys, monkey
         assert text.startswith("python -m examples.mnist: error: ")
         assert message in text
         assert "\n" not in text
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "lock"]
     (tmp_path / "metrics.json").unlink()
     assert again("--epochs=3", "--resume") == report
     assert (tmp_path / "training.png").exists()

@@ -10,6 +10,7 @@ same or another host, has `--process 1`. A seed gives the same batches however m
 """
 
 import argparse
+import contextlib
 import math
 import os
 import queue
@@ -30,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from amac_jax.tools import datasets
-from examples.mnist import checkpoints, options, training
+from examples.mnist import checkpoints, lock, options, training
 from examples.mnist.models import MODELS
 from examples.mnist.report import Report, line
 
@@ -126,11 +127,11 @@ def train(
         row["seconds"] = time.perf_counter() - began
         report.add(row, metrics)
         if row["loss"] is None:
+            if folder:
+                folder.wait()
             fail(f"the loss of epoch {epoch} is not finite; try a lower --learning-rate")
-        if folder:
-            report.save(folder, state)
         bar.update()
-        report.tell(line(row, args.epochs))
+        report.announce(line(row, args.epochs), state, folder)
     bar.close()
     return report
 
@@ -292,10 +293,12 @@ def main(argv: list[str] | None = None) -> None:
     training.keep_compiled_programs()
     join(args)
     try:
-        with checkpoints.interruptible():
+        with checkpoints.interruptible(), contextlib.ExitStack() as stack:
             folder = None
             if args.checkpoint_dir:
+                stack.enter_context(lock.held(args.checkpoint_dir))
                 folder = checkpoints.Checkpoints(args.checkpoint_dir, args.keep, resume=args.resume)
+                stack.enter_context(folder)
             report = train(args, data, folder)
     except checkpoints.CheckpointError as error:
         fail(error)

@@ -3,6 +3,8 @@
 import json
 import platform
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,7 @@ class Report:
             "epochs": [],
         }
         self.out, self.program = out, program
+        self.pauses: list[float] = []  # seconds for which training waited, one a save
 
     @property
     def epoch(self) -> int:
@@ -90,9 +93,23 @@ class Report:
             "dataset": self.content["dataset"],
         }
 
-    def save(self, checkpoints: "Checkpoints", state: TrainState) -> None:
-        rows, about = self.content["epochs"], {name: self.content[name] for name in ABOUT}
-        checkpoints.save(self.epoch, state, self.steps(), rows=rows, run=self.run(), about=about)
+    def announce(self, text: str, state: TrainState, checkpoints: "Checkpoints | None") -> None:
+        """Tells of an epoch when its checkpoint, if it has one, would survive a power failure."""
+        if checkpoints is None:
+            self.tell(text)
+            return
+        began = time.perf_counter()
+        about = {name: self.content[name] for name in ABOUT}
+        checkpoints.save(
+            self.epoch,
+            state,
+            self.steps(),
+            rows=self.content["epochs"],
+            run=self.run(),
+            about=about,
+            then=partial(self.tell, text),
+        )
+        self.pauses.append(time.perf_counter() - began)
 
     def restored(self, checkpoints: "Checkpoints", like: TrainState) -> TrainState | None:
         """The state after the epochs of a checkpoint, which become the report's; or None."""

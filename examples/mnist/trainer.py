@@ -3,6 +3,7 @@
 import argparse
 import math
 import shlex
+import statistics
 import sys
 import time
 from functools import partial
@@ -90,9 +91,7 @@ def train(
         report.add(row, metrics)
         if row["loss"] is None:
             fail(f"the loss of epoch {epoch} is not finite; try a lower --learning-rate")
-        if checkpoints:
-            report.save(checkpoints, state)
-        report.tell(line(row, args.epochs))
+        report.announce(line(row, args.epochs), state, checkpoints)
     return report
 
 
@@ -103,12 +102,16 @@ def fail(error: Exception | str) -> NoReturn:
 def train_with_checkpoints(
     args: argparse.Namespace, data: datasets.Images, argv: list[str] | None
 ) -> Report:
-    from examples.mnist import checkpoints  # not at the top, because Orbax takes a while to import
+    from examples.mnist import checkpoints, lock  # only here: importing Orbax takes a while
 
+    folder = args.checkpoint_dir
     try:
-        with checkpoints.interruptible():
-            folder = checkpoints.Checkpoints(args.checkpoint_dir, args.keep, resume=args.resume)
-            return train(args, data, folder)
+        with (
+            checkpoints.interruptible(),
+            lock.held(folder),
+            checkpoints.Checkpoints(folder, args.keep, resume=args.resume) as kept,
+        ):
+            return train(args, data, kept)
     except checkpoints.CheckpointError as error:
         fail(error)
     except KeyboardInterrupt:
@@ -131,3 +134,6 @@ def main(argv: list[str] | None = None) -> None:
     report.draw()
     seconds = sum(row["seconds"] for row in report.content["epochs"])
     print(f"trained in {seconds:.1f} s; metrics.json and training.png are in {args.out}")
+    if report.pauses:
+        pause = 1000 * statistics.median(report.pauses)
+        print(f"for its checkpoint an epoch made training wait {pause:.1f} ms (the median)")
