@@ -24,6 +24,7 @@ from amac_jax.optimizers import (
     momentum, muon, nadam, nesterov, newton, radam, recipes, rmsprop, scale_by_adabelief,
     scale_by_newton, scale_by_orthogonal, scale_by_radam, scale_by_sophia, sgd, sophia,
 )  # fmt: skip
+from amac_jax.paths import by_path
 from amac_jax.schedules import (
     constant, cosine, cosine_restarts, exponential_decay, inverse_power_decay, linear_anneal,
     noise_anneal, one_cycle, piecewise_constant, polynomial_decay, step_decay, warmup,
@@ -65,8 +66,8 @@ __all__ = [  # noqa: RUF022, by kind
     "step_decay", "piecewise_constant", "constant", "noise_anneal",
     # Reading a state
     "averaged_params", "slow_params", "learning_rate", "metrics", "recompute_batch_stats",
-    # Which leaves are kernels
-    "fan_in_axes", "is_kernel", "kernel_mask", "stacked",
+    # Which leaves are kernels, and values for leaves by their paths
+    "fan_in_axes", "is_kernel", "kernel_mask", "stacked", "by_path",
     # Tools, which are used on optimizers
     "ablate", "lr_range_test", "landscapes", "plotting", "datasets", "tools",
 ]  # fmt: skip

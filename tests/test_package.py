@@ -33,6 +33,7 @@ SOURCES = sorted((ROOT / "amac_jax").rglob("*.py"))
 BELOW = {
     "_core": set(),
     "kernels": {"_core"},
+    "paths": {"_core"},
     "schedules": {"_core"},
     "techniques": {"_core", "kernels"},
     "wrappers": {"_core"},
@@ -131,7 +132,7 @@ def test_every_public_function_is_listed_once():
     }
     in_files = {
         name
-        for module in ("kernels", "state", "batch_stats")
+        for module in ("kernels", "paths", "state", "batch_stats")
         for name, function in vars(import_module(f"amac_jax.{module}")).items()
         if inspect.isfunction(function) and function.__module__ == f"amac_jax.{module}"
         if name[0] != "_" and name not in ("check_rule", "matrix_axes")
