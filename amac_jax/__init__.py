@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 # isort: off
 from amac_jax.kernels import fan_in_axes, is_kernel, kernel_mask, stacked
 from amac_jax.optimizers import (
-    adabelief, adagrad, adam, adamax, adamw, amac, amac_reference, amsgrad, compose, lion,
-    momentum, muon, nadam, nesterov, newton, radam, recipes, rmsprop, scale_by_adabelief,
-    scale_by_newton, scale_by_orthogonal, scale_by_radam, scale_by_sophia, sgd, sophia,
+    OPTIMIZERS, adabelief, adagrad, adam, adamax, adamw, amac, amac_reference, amsgrad, by_name,
+    compose, lion, momentum, muon, nadam, nesterov, newton, radam, recipes, rmsprop,
+    scale_by_adabelief, scale_by_amac, scale_by_newton, scale_by_orthogonal, scale_by_radam,
+    scale_by_sophia, sgd, sophia,
 )  # fmt: skip
 from amac_jax.paths import by_path
 from amac_jax.schedules import (
@@ -51,9 +52,11 @@ __all__ = [  # noqa: RUF022, by kind
     # Classic optimizers: (learning_rate, *, hyperparameters of their own, **techniques)
     "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "amsgrad", "adamax",
     "nadam", "radam", "adabelief", "lion", "muon", "sophia", "newton", "recipes",
+    # By name, from a config
+    "by_name", "OPTIMIZERS",
     # Cores, for `compose` or a chain
-    "scale_by_radam", "scale_by_adabelief", "scale_by_orthogonal", "scale_by_sophia",
-    "scale_by_newton",
+    "scale_by_amac", "scale_by_radam", "scale_by_adabelief", "scale_by_orthogonal",
+    "scale_by_sophia", "scale_by_newton",
     # Techniques, for a chain, in the order of the pipeline
     "clip_by_global_norm", "clip_by_unit_norm", "centralize", "inject_noise", "clip_by_value",
     "heavy_ball", "decay_weights", "scale_by_layer", "layerwise_decay", "reduce_on_plateau",

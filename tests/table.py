@@ -253,6 +253,16 @@ CASES = {
         {"total_steps": (60, 40), "epochs": (12.0, 3.0)},
         fixed={"learning_rate": "auto", "average_start": 2},
     ),
+    "scale_by_amac": Case(
+        amac_jax.scale_by_amac,
+        {
+            "total_steps": (20, 12),
+            **BETAS,
+            **{name: TECHNIQUES[name] for name in ("clip_norm", "centralize", "noise")},
+            "clip_value": TECHNIQUES["clip_value"],
+            "key": (1, 2),
+        },
+    ),
     "amac recorded": Case(
         amac_jax.amac,
         {**RATE, "total_steps": (6, 12)},

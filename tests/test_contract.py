@@ -348,9 +348,11 @@ def test_apply_if_finite_holds_it_still(name):
 
 @every_case
 def test_unknown_extra_args_are_ignored(name):
-    """They make the same program."""
+    """They make the same program; MaxText passes `loss` and `grad_norm`, others `value`."""
     tx, params = CASES[name].build(), part(0)
-    state, extra = jax.eval_shape(tx.init, params), {"unheard_of": part(3)}
+    number = jnp.ones([], jnp.float32)
+    extra = {"unheard_of": part(3), "loss": number, "grad_norm": number, "value": number}
+    state = jax.eval_shape(tx.init, params)
 
     def program(**extra):
         return str(jax.make_jaxpr(functools.partial(tx.update, **extra))(params, state, params))

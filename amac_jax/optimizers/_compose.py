@@ -6,10 +6,11 @@ from typing import Unpack
 
 import optax
 
-from amac_jax._core.boundary import stage_of, transformation
+from amac_jax._core.boundary import Stage, stage_of, transformation
 from amac_jax._core.chain import chain
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.ranges import COUNT, check
+from amac_jax._core.types import Keywords
 from amac_jax.optimizers._keywords import check_companions, takes_techniques
 from amac_jax.techniques import RANGES, TECHNIQUES, Techniques
 from amac_jax.wrappers import skip_nonfinite
@@ -98,14 +99,8 @@ def compose(
       >>> updates["bias"].round(3)
       Array([-0.1, -0.1], dtype=float32)
     """
-    given = {"core": core, "learning_rate": learning_rate, **techniques}
-    for name, allowed in RANGES.items():
-        value = given.get(name)
-        if name == "learning_rate" or (value is not None and value is not False):
-            check(name, value, allowed)
-    check_companions(given)
-    stage_of(core, "core")  # for its errors
-    stages = [row.stage(given) for row in TECHNIQUES if row.is_in(given)]
+    check("learning_rate", learning_rate, RANGES["learning_rate"])
+    stages = stages_of({"core": core, "learning_rate": learning_rate, **techniques})
     every = techniques.get("record_metrics")
     if isinstance(every, bool):
         every = 1 if every else None
@@ -113,3 +108,14 @@ def compose(
         check("record_metrics", every, COUNT)
     tx = transformation(chain(stages, learning_rate, record_every=every))
     return skip_nonfinite(tx) if techniques.get("skip_nonfinite") else tx
+
+
+def stages_of(given: Keywords) -> list[Stage]:
+    """The core and the techniques of these keywords of `compose`, in the order of the pipeline."""
+    for name, allowed in RANGES.items():
+        value = given.get(name)
+        if value is not None and value is not False:
+            check(name, value, allowed)
+    check_companions(given)
+    stage_of(given["core"], "core")  # for its errors
+    return [row.stage(given) for row in TECHNIQUES if row.is_in(given)]
