@@ -37,7 +37,7 @@ from amac_jax.techniques import (
     decay_weights, heavy_ball, inject_noise, layerwise_decay, lookahead, reduce_on_plateau,
     scale_by_layer,
 )  # fmt: skip
-from amac_jax.wrappers import accumulate_gradients, skip_nonfinite, store_state_in
+from amac_jax.wrappers import accumulate_gradients, skip_nonfinite, skip_spikes, store_state_in
 
 if TYPE_CHECKING:
     from amac_jax import tools
@@ -62,7 +62,7 @@ __all__ = [  # noqa: RUF022, by kind
     "heavy_ball", "decay_weights", "scale_by_layer", "layerwise_decay", "reduce_on_plateau",
     "lookahead", "average_weights",
     # Wrappers of whole optimizers
-    "accumulate_gradients", "skip_nonfinite", "store_state_in",
+    "accumulate_gradients", "skip_nonfinite", "skip_spikes", "store_state_in",
     # Schedules
     "warmup_cosine", "cosine", "cosine_restarts", "one_cycle", "warmup_stable_decay", "warmup",
     "linear_anneal", "polynomial_decay", "inverse_power_decay", "exponential_decay",

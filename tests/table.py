@@ -222,6 +222,10 @@ CASES = {
         partial(amac_jax.accumulate_gradients, amac_jax.amac(0.1, 20, **EVERY_TECHNIQUE)),
         {"steps": (2, 3)},
     ),
+    "skip_spikes": Case(
+        partial(amac_jax.skip_spikes, optax.trace(0.9)),
+        {"factor": (1.1, 1.5), "window": (2, 1), "patience": (1, 0)},
+    ),
     "compose": Case(
         partial(amac_jax.compose, optax.scale_by_rms()), {**RATE, **TECHNIQUES, "key": (1, 2)}
     ),
@@ -338,5 +342,6 @@ ON = {
     "sync_period": {"sync_period": 2, "slow_step_size": 0.5},
     "average_start": {"average_start": 2},
     "skip_nonfinite": {"skip_nonfinite": True},
+    "skip_spikes": {"skip_spikes": 10.0},
     "record_metrics": {"record_metrics": True},
 }

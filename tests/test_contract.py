@@ -421,7 +421,7 @@ def test_off_in_the_pipeline_is_absent_from_it(technique):
             chex.assert_trees_all_close(updates_with_all(), absent)
 
 
-ONLY_LOOKS = ("average_start", "skip_nonfinite", "record_metrics")
+ONLY_LOOKS = ("average_start", "skip_nonfinite", "skip_spikes", "record_metrics")
 
 
 PAIRS = [(name, technique) for name in OPTIMIZERS for technique in ON]
