@@ -223,7 +223,7 @@ CASES = {
         {"steps": (2, 3)},
     ),
     "skip_spikes": Case(
-        partial(amac_jax.skip_spikes, optax.trace(0.9)),
+        partial(amac_jax.skip_spikes, amac_jax.momentum(0.1)),
         {"factor": (1.1, 1.5), "window": (2, 1), "patience": (1, 0)},
     ),
     "compose": Case(

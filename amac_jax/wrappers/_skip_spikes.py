@@ -30,7 +30,7 @@ class SkipSpikesState(NamedTuple):
     taken: jax.Array  # () int32
     skipped: jax.Array  # () int32, those with a NaN or an infinity among them
     in_a_row: jax.Array  # () int32: the spikes skipped since the last step taken
-    norms: jax.Array  # (128,) float32: of the gradients of the last steps taken, then inf
+    norms: jax.Array  # (128,) float32: of the last steps taken, the newest last; -1: not known
     inner: Tree
 
 
@@ -105,7 +105,7 @@ def skip_spikes(
 
     def init(params: Tree) -> SkipSpikesState:
         taken, skipped, in_a_row = (jnp.zeros([], jnp.int32) for _ in range(3))  # to be donated
-        norms = jnp.full(LONGEST, jnp.inf, jnp.float32)
+        norms = jnp.full(LONGEST, -1.0, jnp.float32)
         return SkipSpikesState(taken, skipped, in_a_row, norms, begin(params))
 
     def update(
@@ -141,7 +141,8 @@ def skip_spikes(
 
 def usual_norm(norms: jax.Array, window: jax.Array) -> jax.Array:
     """The median of the last `window` norms, or inf where fewer are known or the median is 0."""
-    recent = jnp.where(jnp.arange(LONGEST) >= LONGEST - window, norms, jnp.inf)
+    is_recent = jnp.arange(LONGEST) >= LONGEST - window
+    recent = jnp.where(is_recent & (norms >= 0), norms, jnp.inf)
     in_order = jnp.sort(recent)
     median = (in_order[(window - 1) // 2] + in_order[window // 2]) / 2
     is_known = jnp.isfinite(in_order[window - 1]) & (median > 0)
