@@ -97,6 +97,19 @@ def chain(
     )
 
 
+def without_rate(stages: Sequence[Stage]) -> Stage:
+    """Like `optax.chain` of the stages, inside one boundary: a direction, not an optimizer."""
+
+    def init(params: Tree) -> tuple[Tree, ...]:
+        return tuple(stage.begin(params) for stage in stages)
+
+    def update(updates: Tree, state: Tree, params: Tree, step: Step):
+        updates, seen = in_turn(stages, updates, state, params, step)
+        return updates, tuple(one.state for one in seen)
+
+    return Stage(update, init, is_optimizer=False, is_chain=True)
+
+
 def summed_first(params: Tree) -> Tree:
     """The parameters, which a CPU has summed before the step writes over them.
 

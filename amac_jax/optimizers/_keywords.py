@@ -99,7 +99,7 @@ def takes_techniques(**defaults: Any) -> Callable[[Factory], Factory]:
         def build(*args: Any, **given: Any) -> Any:
             for name in given:
                 if name not in known:
-                    raise TypeError(_unknown(factory.__name__, name, known))
+                    raise TypeError(unknown_keyword(factory.__name__, name, known))
             given = with_defaults(defaults, given)
             try:
                 arguments = signature.bind(*args, **given)
@@ -201,7 +201,8 @@ ADAM_DECAYS = {"b1": 0.9, "b2": 0.999}
 """The decays of `optax.scale_by_adam` and their defaults."""
 
 
-def _unknown(factory: str, name: str, known: list[str]) -> str:
+def unknown_keyword(factory: str, name: str, known: list[str]) -> str:
+    """What is said of a keyword that a factory does not have, with the nearest that it has."""
     if name in _FOREIGN:
         return f"{factory}() does not take {name!r}: {_FOREIGN[name]}"
     nearest = difflib.get_close_matches(name, known, n=1)

@@ -75,7 +75,7 @@ def muon(
         `heavy_ball`. Off: None or 0.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. The core is `scale_by_orthogonal`.

@@ -54,7 +54,7 @@ def newton(
         NumPy number sets the size of the basis. An array or a schedule may lower it from 32.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. Its `update` needs `params` and `value_fn`. The

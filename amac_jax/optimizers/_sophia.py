@@ -56,7 +56,7 @@ def sophia(
       key: an integer seed or a JAX key, for the signs, for noise and for rounding.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. Its `update` needs `params` and `value_fn`. The
