@@ -107,7 +107,7 @@ def ablate(
         effect around the core = score of the core with it - score of the core
 
     Every technique is switched by its off value, so that all variants and seeds are one vmapped
-    program of 2 (1 + number of techniques) x `seeds` runs. With the same seed, all variants begin
+    program of 2 (1 + number of techniques) x `seeds` runs, on all devices of the process. With the same seed, all variants begin
     with the same weights and see the same batches, so that differences are paired.
 
     The core alone, "muon" or "adam" among the scores and "core" for one of your own, runs at the
@@ -118,7 +118,8 @@ def ablate(
     brings lookahead with a `slow_step_size` of 0.7.
 
     Args:
-      loss_fn: a function of parameters and a batch that returns a scalar.
+      loss_fn: a function of parameters and a batch that returns a scalar. One with dropout takes a
+        JAX key too, a new one at every step: `loss_fn(params, batch, key)`.
       params: the weights at the start, or a function that makes them from a JAX key, so that each
         seed begins with its own weights.
       batches: a tree of arrays whose first axis counts the batches, or a function that makes a
@@ -133,11 +134,18 @@ def ablate(
         averages. The best choice is the loss on data not trained on. None is the mean of
         `loss_fn` over `batches`, which are the training data.
       higher_is_better: whether a higher score is better.
+      has_aux: whether `loss_fn` returns `(loss, aux)`, of which `aux` is left alone.
+      model_state: what changes in training beside the weights, such as the statistics of BatchNorm:
+        a tree, or a function that makes it from the key that `params` got. Then it is
+        `loss_fn(params, model_state, batch) -> (loss, model_state)`, with `has_aux`
+        `(loss, (model_state, aux))`, and `score_fn(params, model_state)`. For all variants
+        moving averages in it are computed anew at the end, from 100 batches at most: those of
+        training are of other weights than averaged ones.
       seeds: the number of seeds, >= 2.
       techniques: names in `TECHNIQUES`. AMaC's value stays for the techniques not named. What is
         neither named nor in AMaC has no state.
       width: the number of runs at a time; None is all runs, which must fit in memory together
-        with their states.
+        with their states, and 1 for convolutions on a CPU.
       key: an integer seed or a JAX key, from which the keys of all seeds are made.
       **settings: keywords of `amac` for every variant. For a technique's keyword, such as
         `weight_decay=0.3`, a number, the value is used where the technique is on.
@@ -148,7 +156,7 @@ def ablate(
 
     Raises:
       ValueError: for an argument outside its range, an unknown technique, batches without a
-        common first axis, or a loss that is not a scalar; where `amac` raises one; and where not a
+        common first axis, or a loss outside the contract; where `amac` raises one; and where not a
         single run has a finite score.
 
     Example:

@@ -43,6 +43,8 @@ class Loss:
 
     def raw(self, params: Tree, model_state: Tree, batch: Tree, key: jax.Array) -> Any:
         """What the function itself returns."""
+        # Anew, because a variable of Flax NNX may change only where it was made.
+        params, model_state = jax.tree.map(lambda leaf: leaf, (params, model_state))
         first = (params, model_state, batch) if self.takes_state else (params, batch)
         if self.key is None:
             return self.function(*first)

@@ -57,24 +57,31 @@ def lr_range_test(
     value to try: a short run cannot show effects that need many steps.
 
     Args:
-      loss_fn: a function of parameters and a batch that returns a scalar.
-      params: the weights at the start of every run.
-      batches: a tree of arrays whose first axis counts the batches; each pass goes through the
-        batches in a random order.
+      loss_fn: a function of parameters and a batch that returns a scalar. One with dropout takes a
+        JAX key too, a new one at every step: `loss_fn(params, batch, key)`.
+      params: the weights at the start of every run, or a function that makes them from a JAX key.
+      batches: a tree of arrays whose first axis counts the batches, or a function that makes a
+        batch from a JAX key. Each pass through the arrays takes the batches in a random order.
       optimizer: a function from a learning rate, which is traced, to a transformation; None is
         `adam`.
       low, high: the least and the largest rate, 0 < low < high.
-      number: the number of rates, >= 2. All runs are in memory at once, which takes `number`
-        times the memory of the parameters and the state.
+      number: the number of rates, >= 2.
       steps: the number of steps of each run, >= 4.
-      key: an integer seed or a JAX key for the order of the batches.
+      width: the number of runs at a time; None is all of them, which takes `number` times the
+        memory of the parameters and the state, and 1 for convolutions on a CPU.
+      has_aux: whether `loss_fn` returns `(loss, aux)`, of which `aux` is left alone.
+      model_state: what changes in training beside the weights, such as the statistics of BatchNorm:
+        a tree, or a function that makes it from the key that `params` got. Then it is
+        `loss_fn(params, model_state, batch) -> (loss, model_state)`, with `has_aux`
+        `(loss, (model_state, aux))`.
+      key: an integer seed or a JAX key, for the order of the batches and all that is random.
 
     Returns:
       A `RangeTest`; `amac_jax.tools.plotting.plot_range_test` draws it.
 
     Raises:
       ValueError: for an argument outside its range, batches without a common first axis, or a
-        loss that is not a scalar.
+        loss outside the contract.
 
     Example:
       >>> x = jax.random.normal(jax.random.key(0), (20, 8, 4))

@@ -263,7 +263,7 @@ def _axis(name: str, given: Any) -> Axis:
     low, high, *rest = given
     if not all(is_number(end) and math.isfinite(end) for end in (low, high)):
         raise ValueError(
-            f"{name} must be from one number to another, got {given!r}; choices: a list"
+            f"{name} must be between two finite numbers, got {given!r}; choices are a list"
         )
     if rest not in ([], ["log"]):
         raise ValueError(f'{name} may have "log" as third item and nothing else, got {given!r}')

@@ -1,4 +1,4 @@
-"""Pictures of schedules, paths, range tests, sweeps and ablations (extra `plot`: matplotlib)."""
+"""Pictures of schedules, paths, range tests, sweeps, ablations (the extra `plot`: matplotlib)."""
 
 from __future__ import annotations
 
