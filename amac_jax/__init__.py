@@ -41,7 +41,7 @@ from amac_jax.wrappers import accumulate_gradients, skip_nonfinite, store_state_
 if TYPE_CHECKING:
     from amac_jax import tools
     from amac_jax.batch_stats import recompute_batch_stats
-    from amac_jax.tools import ablate, datasets, landscapes, lr_range_test, plotting
+    from amac_jax.tools import ablate, datasets, landscapes, lr_range_test, plotting, sweep
 
 __version__ = "0.1.0"
 
@@ -69,7 +69,7 @@ __all__ = [  # noqa: RUF022, by kind
     # Which leaves are kernels, and values for leaves by their paths
     "fan_in_axes", "is_kernel", "kernel_mask", "stacked", "by_path",
     # Tools, which are used on optimizers
-    "ablate", "lr_range_test", "landscapes", "plotting", "datasets", "tools",
+    "ablate", "lr_range_test", "sweep", "landscapes", "plotting", "datasets", "tools",
 ]  # fmt: skip
 
 _ON_DEMAND = {
@@ -79,6 +79,7 @@ _ON_DEMAND = {
     "datasets": "amac_jax.tools.datasets",
     "ablate": "amac_jax.tools:ablate",
     "lr_range_test": "amac_jax.tools:lr_range_test",
+    "sweep": "amac_jax.tools:sweep",
     "recompute_batch_stats": "amac_jax.batch_stats:recompute_batch_stats",
 }
 

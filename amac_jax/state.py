@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import CountedState
 from amac_jax._core.chain import ComposeState
 from amac_jax._core.paths import is_masked
-from amac_jax._core.types import Tree
 from amac_jax.techniques import AverageWeightsState, LookaheadState
 
 __all__ = [  # with the states that every optimizer has; the others are in their rooms

@@ -1,8 +1,8 @@
 """AMaC with its state in bfloat16 against float32: test accuracy, the same seeds, in one vmap.
 
-    python benchmarks/low_memory.py                    # MNIST and the digits, 10 seeds of each
-    python benchmarks/low_memory.py --data digits      # 1 minute on 1 CPU core
-    python benchmarks/low_memory.py --json low_memory.json
+    python -m benchmarks.low_memory                    # MNIST and the digits, 10 seeds of each
+    python -m benchmarks.low_memory --data digits      # 1 minute on 1 CPU core
+    python -m benchmarks.low_memory --json low_memory.json
 
 It prints the mean test accuracy of both, in percent, of last and averaged weights, and of the
 paired differences the mean, its standard error and the p-value of Student's t-test.
@@ -17,14 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from image_runs import accuracies
 from scipy import stats
 
 import amac_jax
 from amac_jax.tools import datasets
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from mnist import MLP, as_input
+from benchmarks.image_runs import accuracies
+from examples.mnist.models import MLP, as_input
 
 EPOCHS = {"mnist": 10, "digits": 100}
 KINDS = ("float32", "bfloat16")

@@ -1,6 +1,6 @@
 """How far `lr_range_test`'s suggestion is from the rate that 24 trials of `compare.py` chose.
 
-    python benchmarks/range_test.py     # all workloads, 2 minutes on 2 CPU cores
+    python -m benchmarks.range_test     # all workloads, 2 minutes on 2 CPU cores
 
 For every workload it tries 31 rates from 1e-5 to 1 with Adam, 100 steps each in one vmapped
 program, beside the learning rate that tuned AdamW has in results/compare.
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from compare import RESULTS
-from comparison_report import table
-from records import RecordError, recorded
 from tqdm import tqdm
-from workloads import WORKLOADS
 
 from amac_jax.tools import datasets, lr_range_test
 from amac_jax.tools.plotting import plot_range_test
+from benchmarks.compare import RESULTS
+from benchmarks.comparison_report import table
+from benchmarks.records import RecordError, recorded
+from benchmarks.workloads import WORKLOADS
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What a run costs in a sweep: N MNIST trainings in one vmapped program, beside one alone.
 
-    python benchmarks/sweep_time.py               # 64 runs of an epoch each: 2 minutes on 2 cores
-    python benchmarks/sweep_time.py --runs 8 --optimizer adamw
+    python -m benchmarks.sweep_time               # 64 runs of an epoch each: 2 minutes on 2 cores
+    python -m benchmarks.sweep_time --runs 8 --optimizer adamw
 
 The ratio is the time of the program of N runs over N times that of one run, taken in turns,
 compilation apart; below 1 a sweep is cheaper than its runs.
@@ -21,10 +21,7 @@ from tqdm import trange
 
 import amac_jax
 from amac_jax.tools import datasets
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-sys.path.append(str(Path(__file__).parent))
-from image_runs import accuracies
+from benchmarks.image_runs import accuracies
 
 
 def timed(program, *arguments) -> float:

@@ -1,6 +1,6 @@
 """Small jobs to compare optimizers on: data in three parts, a model, a budget, a target.
 
-    python benchmarks/workloads.py      # what they are
+    python -m benchmarks.workloads      # what they are
 
 The eleven in `WORKLOADS` cover what AMaC's authors say it is for: deep networks, noise, complex
 landscapes, little data. AMaC's defaults were chosen on them. Nothing is chosen on the jobs in
@@ -12,11 +12,9 @@ the test part is read once, by the runs that are reported.
 """
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,9 +25,7 @@ import optax
 
 from amac_jax.tools import datasets
 from amac_jax.tools.landscapes import LANDSCAPES
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from mnist import Conv
+from examples.mnist.models import Conv
 
 CHARACTERS = 1_115_394  # of tiny Shakespeare
 TRAIN_CHARACTERS = int(0.9 * CHARACTERS)

@@ -1,4 +1,4 @@
-"""Checkpoints: kill -9 at any moment, damage to every file, and `mnist.py --checkpoint-dir`."""
+"""Checkpoints of `examples/mnist/`: kill -9 at any moment, damage to every file, the program."""
 
 import asyncio
 import json
@@ -13,14 +13,19 @@ import sys
 import time
 from pathlib import Path
 
-import checkpoints
 import jax
 import jax.numpy as jnp
-import mnist
 import numpy as np
 import pytest
-from checkpoints import CheckpointError, Checkpoints, Damaged, silent_leftovers, steps_in
 
+from examples.mnist import checkpoints, models, options, training
+from examples.mnist.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    Damaged,
+    silent_leftovers,
+    steps_in,
+)
 from tests import warm
 from tests.helpers import SOAK, assert_same_bits
 
@@ -264,7 +269,7 @@ def environment(tmp_path_factory):
 
 def command(folder: Path, *more: str, epochs: int) -> list[str]:
     return [
-        sys.executable, mnist.__file__, "--dataset=digits", f"--epochs={epochs}",
+        sys.executable, "-m", "examples.mnist", "--dataset=digits", f"--epochs={epochs}",
         f"--out={folder / 'out'}", f"--checkpoint-dir={folder / 'checkpoints'}", *more,
     ]  # fmt: skip
 
@@ -291,20 +296,20 @@ def without_timings(folder: Path) -> dict:
 
 
 class Lives:
-    """One run of mnist.py with its checkpoints, as somebody who looks at the disk sees it."""
+    """One run of the example with its checkpoints, as somebody who looks at the disk sees it."""
 
     def __init__(self, folder: Path, epochs: int):
         self.folder, self.epochs = folder, epochs
         self.path = folder / "checkpoints"
-        args = mnist.checked(mnist.argument_parser(""), command(folder, epochs=epochs)[2:])
+        args = options.checked(options.argument_parser("", ""), command(folder, epochs=epochs)[3:])
         steps = epochs * 23
-        rate, tx = mnist.optimizer_of(args, steps)
+        rate, tx = options.optimizer_of(args, steps)
         images = jnp.zeros((1, 8, 8), jnp.uint8)
         self.like = jax.eval_shape(
-            lambda key: mnist.initial_state(mnist.MLP(), tx, key, images), jax.random.key(0)
+            lambda key: training.initial_state(models.MLP(), tx, key, images), jax.random.key(0)
         )
         self.run = {
-            "program": "mnist.py",
+            "program": "examples.mnist",
             "configuration": {**args.configuration, "learning_rate": rate, "steps": steps},
             "dataset": {"name": "digits", "train": 1437, "test": 360},
         }

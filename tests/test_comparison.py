@@ -5,19 +5,20 @@ import functools
 import json
 from typing import Any
 
-import ablation
-import compare
-import comparison_report
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.datasets
-from contenders import CONTENDERS, Settings, trials
 from matplotlib.figure import Figure
 from scipy import stats
-from statistics_of_runs import holm, interval, welch
-from workloads import (
+
+import amac_jax
+from amac_jax.tools import datasets
+from benchmarks import ablation, compare, comparison_report
+from benchmarks.contenders import CONTENDERS, Settings, trials
+from benchmarks.statistics_of_runs import holm, interval, welch
+from benchmarks.workloads import (
     ALL,
     FRESH,
     POINTS,
@@ -30,9 +31,6 @@ from workloads import (
     table_splits,
     train,
 )
-
-import amac_jax
-from amac_jax.tools import datasets
 from tests.helpers import SOAK, assert_same_bits
 
 SMALL = ["--trials", "2", "--seeds", "2", "--width", "2"]

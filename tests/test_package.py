@@ -47,14 +47,17 @@ BELOW = {
 # other; so a technique and a wrapper have no sibling. A room's __init__ collects its names.
 BEFORE = {
     "_core": [
-        *("types", "xla", "polar", "paths", "hyperparameters", "ranges", "objective", "random"),
+        *("aliases", "xla", "polar", "paths", "hyperparameters", "ranges", "objective", "draws"),
         *("leaves", "moments", "measures", "boundary", "cores", "chain", "storage"),
     ],
     "schedules": ["_progress"],
     "techniques": [],
     "wrappers": [],
     "optimizers": ["_keywords", "_compose", "_muon", "_amac"],
-    "tools": ["datasets", "_batches", "landscapes", "_range_test", "_ablation"],
+    "tools": [
+        *("datasets", "_batches", "_losses", "_runs", "landscapes", "_range_test", "_ablation"),
+        "_sweep",
+    ],
 }
 COLLECTS = {"techniques/_table.py"}  # the table, which names every technique
 
@@ -104,7 +107,7 @@ def test_the_rooms_are_those_of_the_table():
     there = {path.relative_to(ROOT / "amac_jax").parts[0].removesuffix(".py") for path in SOURCES}
     assert there == BELOW.keys()
     core = {path.stem for path in (ROOT / "amac_jax" / "_core").iterdir() if path.suffix == ".py"}
-    assert core | {"random"} == {"__init__", *BEFORE["_core"]}
+    assert core | {"draws"} == {"__init__", *BEFORE["_core"]}
 
 
 # The public names.
@@ -118,6 +121,7 @@ ON_DEMAND = [
     "lr_range_test",
     "plotting",
     "recompute_batch_stats",
+    "sweep",
     "tools",
 ]
 
@@ -427,3 +431,25 @@ def test_the_short_examples_run(example):
     assert len(errors) == 2
     assert max(errors) < 0.003
     assert len((ROOT / "examples" / "quickstart.py").read_text().splitlines()) <= 40
+
+
+def python_files(*rooms: Path) -> list[Path]:
+    return [path.relative_to(ROOT) for room in rooms for path in room.rglob("*.py")]
+
+
+def test_no_file_is_named_as_a_module_of_the_standard_library():
+    """A program's folder is where Python looks first: `random.py` there hides `random`."""
+    rooms = [room for room in ROOT.iterdir() if room.is_dir() and room.name != "runs"]
+    ours = python_files(*(room for room in rooms if room.name[0] != "."), ROOT / ".ci")
+    assert {"amac_jax", "benchmarks", "examples", "tests"} <= {path.parts[0] for path in ours}
+    names = {path: {*path.parent.parts, path.stem} for path in ours}
+    assert not [path for path in ours if names[path] & sys.stdlib_module_names]
+
+
+def test_no_program_changes_where_python_looks_for_modules():
+    """They are called from the root of a clone, so that each module has one name for all."""
+    changed = re.compile(r"sys\.path\.\w|addsitedir")
+    rooms = [ROOT / room for room in ("amac_jax", "benchmarks", "examples", "tests")]
+    here = Path(__file__).relative_to(ROOT)
+    ours = [path for path in python_files(*rooms) if path != here]
+    assert not [path for path in ours if changed.search((ROOT / path).read_text())]

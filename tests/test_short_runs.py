@@ -7,16 +7,14 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ppo_cartpole
 import pytest
-import short_report
-import short_runs
-from short_jobs import JOBS, ShortJob, marked_bits, smallest_ratio, trained, upper_case
-from short_variants import ADAMW, VARIANTS
-from workloads import shakespeare
 
 import amac_jax
 from amac_jax.tools import datasets
+from benchmarks import ppo_cartpole, short_report, short_runs
+from benchmarks.short_jobs import JOBS, ShortJob, marked_bits, smallest_ratio, trained, upper_case
+from benchmarks.short_variants import ADAMW, VARIANTS
+from benchmarks.workloads import shakespeare
 
 DISTINCT = [name for name in JOBS if name not in ("mlp-200", "mlp-400")]
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax._core.aliases import Keywords, Tree
 from amac_jax._core.hyperparameters import Hyperparameter, next_count
 from amac_jax._core.leaves import (
     Entered,
@@ -30,7 +31,6 @@ from amac_jax._core.leaves import (
 from amac_jax._core.measures import Measure
 from amac_jax._core.paths import written_path
 from amac_jax._core.ranges import Range, check_arguments
-from amac_jax._core.types import Keywords, Tree
 from amac_jax._core.xla import only_when
 
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from amac_jax._core.aliases import Keywords
 from amac_jax._core.hyperparameters import Count, Hyperparameter, value_at, whole_value_at
-from amac_jax._core.types import Keywords
 
 
 class Range(NamedTuple):

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import optax
 
+from amac_jax._core.aliases import Keywords, is_function
 from amac_jax._core.boundary import Transformation
 from amac_jax._core.hyperparameters import Hyperparameter, derived, is_number, product
 from amac_jax._core.ranges import COUNT, DECAY, NON_NEGATIVE, POSITIVE, UNIT, Range, check, checked
-from amac_jax._core.types import Keywords, is_function
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._keywords import core_of, takes_techniques
 from amac_jax.optimizers._muon import scale_by_orthogonal

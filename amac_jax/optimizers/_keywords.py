@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from amac_jax._core.aliases import Keywords, Tree
 from amac_jax._core.boundary import (
     Step,
     Transformation,
@@ -21,7 +22,6 @@ from amac_jax._core.boundary import (
     transformation,
 )  # fmt: skip
 from amac_jax._core.hyperparameters import is_number
-from amac_jax._core.types import Keywords, Tree
 from amac_jax.techniques import KEYWORDS, TECHNIQUES
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])

@@ -11,11 +11,11 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter, is_number
 from amac_jax._core.objective import Objective, check_objective, hessian_vector_product
 from amac_jax._core.ranges import COUNT, NON_NEGATIVE
-from amac_jax._core.types import Tree
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._keywords import takes_techniques
 from amac_jax.techniques import Techniques

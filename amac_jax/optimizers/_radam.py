@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter, step_number
 from amac_jax._core.leaves import each_leaf, zeros_like
 from amac_jax._core.moments import abs_square, bias_corrected, moving_average
 from amac_jax._core.ranges import DECAY, NON_NEGATIVE, Range
-from amac_jax._core.types import Tree
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._keywords import takes_techniques
 from amac_jax.techniques import Techniques

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Unpack
 
 import optax
 
+from amac_jax._core.aliases import Keywords
 from amac_jax._core.hyperparameters import Hyperparameter, product
 from amac_jax._core.ranges import COUNT, DECAY, NON_NEGATIVE, check, checked
-from amac_jax._core.types import Keywords
 from amac_jax.kernels import fan_in_axes, kernel_mask
 from amac_jax.optimizers._amac import amac_techniques
 from amac_jax.optimizers._compose import compose

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from amac_jax._core.aliases import Tree, promoted
 from amac_jax._core.boundary import Landing, Observation, Stage, Step, technique
+from amac_jax._core.draws.keys import Key
 from amac_jax._core.hyperparameters import Hyperparameter, as_float, next_count
 from amac_jax._core.leaves import copied, each_leaf
 from amac_jax._core.measures import Measure
-from amac_jax._core.random.keys import Key
 from amac_jax._core.ranges import COUNT, DECAY_OR_MEAN, START
 from amac_jax._core.storage import storage
-from amac_jax._core.types import Tree, promoted
 
 
 class AverageWeightsState(NamedTuple):

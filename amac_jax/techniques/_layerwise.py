@@ -12,12 +12,12 @@ import optax
 from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter, value_at
 from amac_jax._core.leaves import widen
 from amac_jax._core.paths import check_fits, check_patterns, first_fit, written_path
 from amac_jax._core.ranges import COUNT_OR_ZERO, MULTIPLIERS, NON_NEGATIVE, UNIT, check, checked
-from amac_jax._core.types import Tree
 
 Multipliers: TypeAlias = (
     float | np.ndarray | jax.Array | Mapping[str, Hyperparameter] | Callable[[Tree], Tree]

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
+from amac_jax._core.aliases import Keywords
 from amac_jax._core.boundary import Stage, stage_of
 from amac_jax._core.chain import descend, moment_norms, scale_of
 from amac_jax._core.cores import core_stage
+from amac_jax._core.draws import Sampler
+from amac_jax._core.draws.keys import Key, sub_key
 from amac_jax._core.hyperparameters import Hyperparameter
-from amac_jax._core.random import Sampler
-from amac_jax._core.random.keys import Key, sub_key
 from amac_jax._core.ranges import Range, ranges_of
 from amac_jax._core.storage import storage, stored
-from amac_jax._core.types import Keywords
 from amac_jax.kernels import FanInRule
 from amac_jax.techniques._averaging import average_weights
 from amac_jax.techniques._centralization import centralize

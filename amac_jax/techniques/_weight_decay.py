@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax._core.aliases import Tree, is_function, promoted
 from amac_jax._core.boundary import Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.leaves import each_leaf, global_norm, wide_dtype
 from amac_jax._core.measures import Measure
 from amac_jax._core.ranges import FLOOR, NON_NEGATIVE, STRENGTH
-from amac_jax._core.types import Tree, is_function, promoted
 from amac_jax._core.xla import only_when
 from amac_jax.kernels import FanInRule, kernel_mask
 from amac_jax.kernels import fan_in_axes as default_rule

@@ -11,15 +11,15 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from amac_jax._core.aliases import Keywords, Tree, is_function
+from amac_jax._core.draws.keys import Key, as_key_data, typed_key
 from amac_jax._core.hyperparameters import is_number
-from amac_jax._core.objective import check_objective
-from amac_jax._core.random.keys import Key, as_key_data, typed_key
 from amac_jax._core.ranges import POSITIVE, check
-from amac_jax._core.types import Keywords, Tree, is_function
 from amac_jax.optimizers import amac
-from amac_jax.state import averaged_params
 from amac_jax.techniques import TECHNIQUES as ROWS
-from amac_jax.tools._batches import batch_at, number_of_batches, random_order
+from amac_jax.tools._batches import number_of_batches
+from amac_jax.tools._losses import loss_of
+from amac_jax.tools._runs import Job, run_all
 
 
 class Switch(NamedTuple):
@@ -83,7 +83,7 @@ class Ablation(NamedTuple):
 
 
 def ablate(
-    loss_fn: Callable[[Tree, Tree], jax.Array],
+    loss_fn: Callable[..., Any],
     params: Tree,
     batches: Tree,
     *,
@@ -91,8 +91,10 @@ def ablate(
     core: Literal["muon", "adam"] | optax.GradientTransformation = "muon",
     epochs: float | None = None,
     steps: int | None = None,
-    score_fn: Callable[[Tree], ArrayLike] | None = None,
+    score_fn: Callable[..., ArrayLike] | None = None,
     higher_is_better: bool = False,
+    has_aux: bool = False,
+    model_state: Tree = None,
     seeds: int = 20,
     techniques: tuple[str, ...] = tuple(TECHNIQUES),
     width: int | None = None,
@@ -170,12 +172,11 @@ def ablate(
         if not is_number(learning_rate):
             raise ValueError(f"learning_rate must be 'auto' or a number, got {learning_rate!r}")
         check("learning_rate", learning_rate, POSITIVE)
-    make_batch = batches if is_function(batches) else None
     if steps is None:
-        if make_batch:
+        if is_function(batches):
             raise ValueError("steps must be given where batches is a function, got None")
         steps = number_of_batches(batches)
-    if score_fn is None and make_batch:
+    if score_fn is None and is_function(batches):
         raise ValueError("score_fn must be given where batches is a function, got None")
     key = typed_key(as_key_data(key), like=key)
     found = _resolved(learning_rate, steps, core=core, epochs=epochs, **settings)
@@ -191,79 +192,28 @@ def ablate(
         "decay_floor": found["decay_floor"],
         "sync_period": sync_period if "slow_step_size" in switched else None,
     }
-    job = _Job(
-        loss_fn=loss_fn,
-        make=params if is_function(params) else lambda key: params,
-        batch=make_batch,
-        score=score_fn,
+    job = Job(
+        loss=loss_of(loss_fn, takes_state=model_state is not None, has_aux=has_aux),
+        params=params,
+        model_state=model_state,
+        batches=batches,
+        optimizer=lambda values, key: amac(peak, steps, **{**constants, **values, "key": key}),
         steps=int(steps),
-        learning_rate=peak,
-        settings=constants,
+        score=score_fn,
     )
-    data = None if make_batch else jax.tree.map(jnp.asarray, batches)
-    start = jax.eval_shape(job.make, key)
-    batch = jax.eval_shape(lambda: job.batch(key) if job.batch else batch_at(data, 0))
-    check_objective(lambda pair: loss_fn(*pair), (start, batch), "ablate", name="loss_fn")
+    job.check(key)
 
     keys = jax.random.split(key, int(seeds))
-    every_key = jnp.tile(keys, len(variants))
     values = {
         name: jnp.repeat(jnp.asarray([row[name] for row in variants.values()]), len(keys))
         for name in switched
     }
-    scores = _scores(job, width or len(every_key), data, values, every_key)
+    which = np.tile(np.arange(len(keys)), len(variants))
+    scores = run_all(job, values, keys, which, width=width, name="ablate", last=1).scores
     return _ablation(
-        dict(zip(variants, np.asarray(scores, float).reshape(-1, len(keys)), strict=True)),
+        dict(zip(variants, scores.reshape(-1, len(keys)), strict=True)),
         higher_is_better,
     )
-
-
-class _Job(NamedTuple):
-    """The parts of the experiment that all runs share."""
-
-    loss_fn: Callable[[Tree, Tree], jax.Array]
-    make: Callable[[jax.Array], Tree]  # (key) -> parameters
-    batch: Callable[[jax.Array], Tree] | None  # (key) -> a batch; None where batches are arrays
-    score: Callable[[Tree], ArrayLike] | None
-    steps: int
-    learning_rate: float
-    settings: Keywords  # of `amac`, the same for every variant
-
-
-def _scores(job: _Job, width: int, data: Tree, values: dict[str, jax.Array], keys: jax.Array):
-    """The scores of all runs, `width` runs at a time, in one program."""
-
-    def run(data, values, key):
-        make_key, noise_key, data_key = jax.random.split(key, 3)
-        params = job.make(make_key)
-        tx = amac(job.learning_rate, job.steps, **{**job.settings, **values, "key": noise_key})
-        if job.batch is None:
-            order = random_order(data_key, number_of_batches(data), job.steps)
-        else:
-            order = jax.random.split(data_key, job.steps)
-
-        def step(carry, index):
-            params, state = carry
-            batch = batch_at(data, index) if job.batch is None else job.batch(index)
-            gradients = jax.grad(job.loss_fn)(params, batch)
-            updates, state = tx.update(gradients, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), order)
-        weights = averaged_params(state, params)
-        if job.score is not None:
-            return job.score(weights)
-        return jnp.mean(jax.lax.map(lambda batch: job.loss_fn(weights, batch), data))
-
-    @jax.jit
-    def run_all(data, values, keys):
-        return jax.lax.map(
-            lambda arguments: run(data, *arguments),
-            (values, keys),
-            batch_size=min(width, len(keys)),
-        )
-
-    return run_all(data, values, keys)
 
 
 def _resolved(learning_rate: float | Literal["auto"], steps: int, **settings: Any) -> Keywords:

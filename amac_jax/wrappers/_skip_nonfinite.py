@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import (
     CountedState,
     Step,
@@ -17,7 +18,6 @@ from amac_jax._core.boundary import (
 )
 from amac_jax._core.hyperparameters import next_count
 from amac_jax._core.leaves import all_finite, enter, trained_only
-from amac_jax._core.types import Tree
 
 
 def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:

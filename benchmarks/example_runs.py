@@ -1,0 +1,191 @@
+"""The examples as a user runs them: seconds and results of three seeds, beside the usual optimizer.
+
+    python -m benchmarks.example_runs                      # what is not recorded yet
+    python -m benchmarks.example_runs --only gan lstm      # these programs alone
+    python -m benchmarks.example_runs --report             # only the table of examples/README.md
+
+Each run is the command at the top of the example, in a process of its own with an empty compilation
+cache. A record holds for the code of the example that it was measured with: one whose program has
+changed since then, but for its docstring, is measured anew.
+"""
+
+import argparse
+import ast
+import hashlib
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from benchmarks import options, records
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "examples.json"
+README = ROOT / "examples" / "README.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+FIGURE = re.compile(
+    r"^(?P<label>[^:]+): (?P<value>[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf))\b", re.M
+)
+
+
+class Program(NamedTuple):
+    """An example, and what is measured of it."""
+
+    shows: str
+    result: str  # the label of the printed figure that the table has
+    unit: str
+    decimals: int
+    variants: dict[str, list[str]]  # what the table calls it: its arguments; the default first
+    seeds: int = 3
+
+
+PROGRAMS = {
+    "quickstart.py": Program("a chain of your own", "averaged weights", "", 4, {"": []}, seeds=1),
+    "nnx.py": Program("AMaC in Flax NNX", "averaged weights", "", 4, {"": []}, seeds=1),
+}
+
+
+def figures_of(output: str) -> dict[str, float]:
+    """The lines `label: value unit` of what a program prints.
+
+    Example:
+      >>> figures_of("seed 0\\ntest accuracy: 98.31 %\\nloss: 1.2e-3\\nfirst: come\\n")
+      {'test accuracy': 98.31, 'loss': 0.0012}
+    """
+    return {match["label"]: float(match["value"]) for match in FIGURE.finditer(output)}
+
+
+def digest_of(source: str) -> str:
+    """A digest of a program's code, which its docstring and its layout do not change.
+
+    Example:
+      >>> digest_of('"one"\\nx = 1') == digest_of('"two"\\nx  =  1  # a comment')
+      True
+    """
+    tree = ast.parse(source)
+    if ast.get_docstring(tree) is not None:
+        del tree.body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def run(name: str, variant: str, seed: int) -> dict[str, Any]:
+    """Runs a program once.
+
+    Raises: SystemExit with the program's own last line if it fails.
+    """
+    program = PROGRAMS[name]
+    arguments = list(program.variants[variant])
+    if program.seeds > 1:
+        arguments += ["--seed", str(seed)]
+    command = ["python", f"examples/{name}", *arguments]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *command[1:]], cwd=ROOT, env=environment, text=True,
+            capture_output=True, check=False,
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        sys.exit(f"example_runs: error: {' '.join(command)}: {last}")
+    figures = figures_of(done.stdout)
+    if program.result not in figures:
+        sys.exit(f"example_runs: error: {' '.join(command)} printed no line {program.result!r}")
+    return {
+        "program": name, "variant": variant, "seed": seed, "command": " ".join(command),
+        "figures": figures, "seconds": round(seconds, 1), "cores": records.cores(),
+        "digest": digest_of((ROOT / "examples" / name).read_text()), **records.circumstances(),
+    }  # fmt: skip
+
+
+def key_of(record: dict[str, Any]) -> tuple[str, str, int]:
+    return record["program"], record["variant"], record["seed"]
+
+
+def up_to_date(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records whose program is there and has the code that was measured."""
+    digests = {name: digest_of((ROOT / "examples" / name).read_text()) for name in PROGRAMS}
+    return [
+        record
+        for record in runs
+        if record["digest"] == digests.get(record["program"])
+        and record["variant"] in PROGRAMS[record["program"]].variants
+    ]
+
+
+def cell(runs: list[dict[str, Any]], program: Program) -> str:
+    """Mean and range of the result; the seconds of the runs that had two cores."""
+    if not runs:
+        return "not measured"
+    values = [record["figures"][program.result] for record in runs]
+    shown = f"{statistics.mean(values):.{program.decimals}f}"
+    if len(values) > 1:
+        low, high = min(values), max(values)
+        shown += f" ({low:.{program.decimals}f}–{high:.{program.decimals}f})"
+    return f"{shown} {program.unit}".rstrip()
+
+
+def seconds(runs: list[dict[str, Any]]) -> str:
+    whole = [record["seconds"] for record in runs if record["cores"] != 1]
+    if whole:
+        return f"{statistics.median(whole):.0f} s"
+    return f"{statistics.median(r['seconds'] for r in runs):.0f} s on one core" if runs else ""
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """The table of `examples/README.md`: a row for each program and variant."""
+    rows = ["| program | shows | with | time | result |", "|---|---|---|---|---|"]
+    for name, program in PROGRAMS.items():
+        for number, variant in enumerate(program.variants):
+            of_it = [r for r in runs if key_of(r)[:2] == (name, variant)]
+            first = [f"[`{name}`]({name})", program.shows] if number == 0 else ["", ""]
+            result = f"{program.result} {cell(of_it, program)}"
+            rows.append("| " + " | ".join([*first, variant, seconds(of_it), result]) + " |")
+    return "\n".join(rows)
+
+
+def report(runs: list[dict[str, Any]]) -> None:
+    """Writes the table into `examples/README.md`, between its two marks."""
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{table(up_to_date(runs))}\n{END}{rest.split(END)[1]}")
+    print(f"{README.relative_to(ROOT)}: its table is that of {RESULTS.relative_to(ROOT)}")
+
+
+def parsed() -> argparse.Namespace:
+    parser = options.parser("The examples: seconds and results, beside the usual optimizer's.")
+    names = [name.removesuffix(".py") for name in PROGRAMS]
+    options.add_choice(parser, "--only", names)
+    parser.add_argument("--report", action="store_true", help="run nothing; only the table")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parsed()
+    runs = up_to_date(records.recorded(RESULTS).get("runs", []))
+    known = {key_of(record) for record in runs}
+    wanted = [
+        (name, variant, seed)
+        for name, program in PROGRAMS.items()
+        if name.removesuffix(".py") in args.only and not args.report
+        for variant in program.variants
+        for seed in range(program.seeds)
+    ]
+    bar = tqdm([key for key in wanted if key not in known], disable=None, unit="run")
+    for key in bar:
+        bar.set_description(" ".join(map(str, key)))
+        runs.append(run(*key))
+        records.write(RESULTS, {"runs": sorted(runs, key=key_of)})
+    report(runs)
+
+
+if __name__ == "__main__":
+    main()
