@@ -9,7 +9,7 @@ import jax
 from jax.tree_util import KeyPath
 
 from amac_jax._core.paths import check_fits, check_patterns, first_fit, written_path
-from amac_jax._core.types import Tree
+from amac_jax._core.aliases import Tree
 
 
 def by_path(

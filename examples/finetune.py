@@ -111,28 +111,26 @@ def main(
             params, state = train(optimizer, rate, first, *to_learn, 300, new_key)
             if optimizer is amac:
                 params = amac_jax.averaged_params(state, params)
-                numbers = size(state)
+                numbers = sum(leaf.size for leaf in jax.tree.leaves(state))
             scores[name].append((accuracy(params, *new_test), accuracy(params, *old_test)))
-            for layer in "layer0", OLD:  # equal to the bit?
-                moved += not jax.tree.all(jax.tree.map(np.array_equal, params[layer], first[layer]))
-
+            for layer in "layer0", OLD:
+                same = jax.tree.map(np.array_equal, params[layer], first[layer])
+                moved += jax.tree.leaves(same).count(False)
     means = {name: np.mean(pairs, axis=0) for name, pairs in scores.items()}
     best = max(list(runs)[1:], key=lambda name: means[name][0])
-    for name in "before", best, "AMaC":
-        print("{}: new digits {:.2f} %, old digits {:.2f} %".format(name, *means[name]))
-    print(f"frozen layers that moved, or differ from their averages: {moved}")
-    print(f"numbers in AMaC's state: {numbers} for {size(first)} weights")
+    (new, old), (adamw_new, adamw_old) = means["AMaC"].tolist(), means[best].tolist()
+    print(f"new digits: {new:.2f} %")
+    print(f"old digits: {old:.2f} %")
+    print(f"new digits, {best}: {adamw_new:.2f} %")
+    print(f"old digits, {best}: {adamw_old:.2f} %")
+    print(f"frozen leaves that moved, or differ from their averages: {moved}")
+    print(f"numbers in AMaC's state: {numbers}")
     if out:
         out.mkdir(parents=True, exist_ok=True)
         draw(means).savefig(out / "finetune.png", dpi=150)
         print(f"picture: {out / 'finetune.png'}")
-    (new, old), (adamw_new, adamw_old) = means["AMaC"].tolist(), means[best].tolist()
     found = {"new": new, "old": old, "adamw_new": adamw_new, "adamw_old": adamw_old}
     return found | {"moved": moved, "numbers": numbers}
-
-
-def size(tree) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def draw(means: dict[str, np.ndarray]) -> Figure:
@@ -145,8 +143,7 @@ def draw(means: dict[str, np.ndarray]) -> Figure:
         axes.annotate(f"{rate:g}  ", (old, new), ha="right", va="top")
     axes.plot(*means["AMaC"][::-1], "*", color="#d55e00", markersize=14, label="AMaC")
     axes.axvline(means["before"][1], color="0.6", linestyle=":", label="before fine-tuning")
-    axes.legend(loc="lower left")
-    axes.margins(x=0.1)
+    axes.legend()
     return figure
 
 
