@@ -18,7 +18,6 @@ import numpy as np
 import optax
 import tyro
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import amac_jax
 
@@ -106,20 +105,13 @@ def score(key, params):
     return jnp.mean(jnp.sum(jnp.cumsum(ended, axis=0) == 0, axis=0) + 1.0)
 
 
-def train(tx, rounds, report, key):
-    def begin(key):
-        keys, x = jax.random.split(key, 3), jnp.zeros(4)
-        params = {"actor": ACTOR.init(keys[0], x), "critic": CRITIC.init(keys[1], x)}
-        return params, tx.init(params), reset(keys[2], ENVS)
-
-    def every_seed(carry, key):
-        jax.debug.callback(report)  # a progress bar
-        return jax.vmap(partial(play_and_learn, tx))(carry, jax.random.split(key, SEEDS))
-
-    begin_key, rounds_key, score_key = jax.random.split(key, 3)
-    carry = jax.vmap(begin)(jax.random.split(begin_key, SEEDS))
-    carry, ended = jax.lax.scan(every_seed, carry, jax.random.split(rounds_key, rounds))
-    return jax.vmap(score)(jax.random.split(score_key, SEEDS), carry[0]), ended
+def train(tx, rounds, key):
+    keys, x = jax.random.split(key, 5), jnp.zeros(4)
+    params = {"actor": ACTOR.init(keys[0], x), "critic": CRITIC.init(keys[1], x)}
+    carry = params, tx.init(params), reset(keys[2], ENVS)
+    learn = partial(play_and_learn, tx)
+    carry, ended = jax.lax.scan(learn, carry, jax.random.split(keys[3], rounds))
+    return score(keys[4], carry[0]), ended
 
 
 def main(
@@ -137,25 +129,24 @@ def main(
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))
     if optimizer == "recipe":
         tx = amac_jax.recipes.rl(learning_rate=rate, clip_norm=0.5)
-    with tqdm(total=rounds, disable=None, unit="round") as bar:
-        run = jax.jit(partial(train, tx, rounds, bar.update))
-        scores, ended = jax.device_get(run(jax.random.key(seed)))
-    mean, lowest, highest = scores.mean(), scores.min(), scores.max()
-    print(f"mean return: {mean:.1f} of {LIMIT}, {SEEDS} runs from {lowest:.1f} to {highest:.1f}")
+    run = jax.jit(jax.vmap(partial(train, tx, rounds)))
+    scores, ended = jax.device_get(run(jax.random.split(jax.random.key(seed), SEEDS)))
+    found = {"mean return": scores.mean(), "lowest": scores.min(), "highest": scores.max()}
+    print(*(f"{name}: {value:.1f} of {LIMIT}" for name, value in found.items()), sep="\n")
     if out is not None:
         # In 4 rounds, 512 steps of each environment, all of them end an episode.
-        four = np.lib.stride_tricks.sliding_window_view(ended, 4, axis=0).sum(axis=-1)
+        four = np.lib.stride_tricks.sliding_window_view(ended, 4, axis=1).sum(axis=-1)
         x, y = np.arange(4, rounds + 1) * ENVS * HORIZON / 1000, four[..., 0] / four[..., 1]
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
-        axes.plot(x, y, color="0.7", linewidth=0.8)
-        axes.plot(x, y.mean(axis=1), color="#0072b2", linewidth=2)
+        axes.plot(x, y.T, color="0.7", linewidth=0.8)
+        axes.plot(x, y.mean(axis=0), color="#0072b2", linewidth=2)
         axes.set(title=f"PPO on CartPole: {SEEDS} runs and their mean", ylim=(0, LIMIT + 20))
         axes.set(xlabel="thousand steps of a run", ylabel="return of the episodes that ended")
         out.mkdir(parents=True, exist_ok=True)
         figure.savefig(out / "curves.png", dpi=150)
         print(f"picture: {out / 'curves.png'}")
-    return {"mean return": float(mean), "lowest": float(lowest), "highest": float(highest)}
+    return {name: float(value) for name, value in found.items()}
 
 
 if __name__ == "__main__":
