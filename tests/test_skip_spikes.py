@@ -299,7 +299,7 @@ def test_a_run_with_spikes_ends_as_one_without(optimizer):
 )
 def test_what_is_refused(keywords, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        skip_spikes(optax.sgd(1.0), **keywords)
+        skip_spikes(optax.sgd(1.0), **{"factor": 2.0, **keywords})
 
 
 def test_the_keyword_is_refused_by_its_name():

@@ -37,7 +37,7 @@ class SkipSpikesState(NamedTuple):
 @checked(factor=ABOVE_ONE, window=Range(1, LONGEST, whole=True), patience=START)
 def skip_spikes(
     tx: optax.GradientTransformation,
-    factor: Hyperparameter = 10.0,
+    factor: Hyperparameter,
     *,
     window: Hyperparameter = 64,
     patience: Hyperparameter = 20,
@@ -64,8 +64,10 @@ def skip_spikes(
 
     Args:
       tx: any Optax transformation.
-      factor: dimensionless, > 1. Off: inf, at which nothing is skipped, not even NaN. The norms of
-        small batches differ more than those of large ones: 10 is for spikes that end a run.
+      factor: dimensionless, > 1. Off: inf, at which nothing is skipped, not even NaN. It should be
+        far above the norms of a healthy run, which differ more in small batches: on the bundled
+        digits, learnt by heart, 0.1 % of Adam's steps were above 10 m with batches of 64, and 6 %
+        with batches of 8.
       window: in steps taken, whole, in [1, 100].
       patience: in steps, >= 0. Off: inf, with which a level that has risen for good ends training.
 
