@@ -1,6 +1,6 @@
 """Proximal policy optimization of CartPole: environment, learning and eight seeds in one jit.
 
-    pip install 'amac_jax[rl]'
+    pip install gymnax six  # the extra `rl`
     python examples/ppo.py
     python examples/ppo.py --optimizer adam
 
@@ -8,7 +8,7 @@ TIME. RESULT."""
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import gymnax
@@ -28,7 +28,7 @@ LIMIT, EPISODES = 500, 64  # the longest episode, and the episodes that score a 
 env, env_params = gymnax.make("CartPole-v1")
 
 
-def network(outputs: int, scale: float):
+def network(outputs: int, scale: float) -> Any:
     dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal(2**0.5))
     last = nn.Dense(outputs, kernel_init=nn.initializers.orthogonal(scale))
     return nn.Sequential([dense(64), nn.tanh, dense(64), nn.tanh, last])

@@ -8,6 +8,8 @@ A technique at its off value is the identity, so it can wait in the chain until 
 when. `optax.inject_hyperparams` puts every number in the optimizer's state, where a program may
 change it. Here averaging begins when the loss has stopped falling, which nobody knew beforehand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -43,7 +45,7 @@ def main(*, seed: int = 0, switch: bool = True, chunks: int = 16) -> dict[str, f
     params = {"w1": w1, "b1": jnp.zeros(64), "w2": jnp.zeros((64, 1))}
     # Off, and not None: None leaves a technique out of the state for good.
     tx = optax.inject_hyperparams(amac_jax.adam)(0.02, average_start=float("inf"))
-    state = tx.init(params)
+    state: Any = tx.init(params)
     traces = 0
 
     def step(carry, key):
