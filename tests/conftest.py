@@ -72,6 +72,7 @@ FAST = {
 
 # Tests of programs and of other libraries, which are not written for strict promotion.
 PROMOTE = {
+    "test_examples_gan",
     *("test_augmentation", "test_checkpoints", "test_compare_optimizers", "test_distributed_mnist"),
     *("test_landscapes_example", "test_mnist", "test_mnist_cnn"),  # examples/
     *("test_accelerator_program", "test_on_gpu"),  # benchmarks/
