@@ -271,14 +271,19 @@ def on_host(tree: Any) -> Any:
 def alone() -> ocp.Checkpointer:
     """It reads and writes without other processes, so that none waits for one that fails."""
     process = jax.process_index()
-    return ocp.Checkpointer(
-        ocp.CompositeCheckpointHandler(),
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=process,
-            active_processes={process},
-            barrier_sync_key_prefix=f"process_{process}",
-        ),
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process_{process}",
     )
+    # Each part has to be told: by default it waits for every process, which train on.
+    parts = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options),
+        state=ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+        history=ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+        record=ocp.JsonCheckpointHandler(multiprocessing_options=options),
+    )
+    return ocp.Checkpointer(parts, multiprocessing_options=options)
 
 
 @contextlib.contextmanager
