@@ -97,7 +97,7 @@ def main(
     labels = np.concatenate([data.train_labels, data.test_labels])
     runs = {"AMaC": (amac, 0.012)} | {f"AdamW at {r:g}": (adamw, r) for r in ADAMW_RATES}
     scores = {name: [] for name in ("before", *runs)}  # (new digits, old digits) of each seed
-    moved, numbers = 0, 0
+    moved = 0
     for number in tqdm(range(seed, seed + seeds), unit="seed", disable=None):
         order = np.random.default_rng(number).permutation(len(images))
         old, new = order[labels[order] < 5], order[labels[order] >= 5]
@@ -142,7 +142,7 @@ def draw(means: dict[str, np.ndarray]) -> Figure:
     for rate, (new, old) in zip(ADAMW_RATES, path, strict=True):
         axes.annotate(f"{rate:g}  ", (old, new), ha="right", va="top")
     axes.plot(*means["AMaC"][::-1], "*", color="#d55e00", markersize=14, label="AMaC")
-    axes.axvline(means["before"][1], color="0.6", linestyle=":", label="before fine-tuning")
+    axes.axvline(means["before"][1], color="0.6", linestyle=":", label="before tuning")
     axes.legend()
     return figure
 
