@@ -1,11 +1,10 @@
 """Fine-tune a network: layer-wise rates, and frozen layers that have no optimizer state.
 
-    python examples/finetune.py    # RESULT TIME
+    python examples/finetune.py   # new digits 93.0 %, AdamW 92.3 %; old ones 95.0 %, AdamW 94.8 %; 20 s
 
-A network learns the digits 0 to 4. Then it learns 5 to 9 from 100 images, with a head of its own.
-Its first layer and its old head are frozen. The layers between them move the less the lower they
-are, at a small rate, so that the old head still reads most of what it had learnt. AdamW, with the
-same layers frozen, is tried at five rates; the best is the one that reads the new digits best.
+A network learns the digits 0 to 4, then 5 to 9 from 100 images, with a head of their own. Its first
+layer and its old head are frozen. Those between move the less the lower they are, at a small rate,
+so that the old head still reads. AdamW, also frozen, is at its best of five rates for new digits.
 """
 
 from functools import partial
@@ -97,7 +96,7 @@ def main(
     labels = np.concatenate([data.train_labels, data.test_labels])
     runs = {"AMaC": (amac, 0.012)} | {f"AdamW at {r:g}": (adamw, r) for r in ADAMW_RATES}
     scores = {name: [] for name in ("before", *runs)}  # (new digits, old digits) of each seed
-    moved = 0
+    moved = numbers = 0
     for number in tqdm(range(seed, seed + seeds), unit="seed", disable=None):
         order = np.random.default_rng(number).permutation(len(images))
         old, new = order[labels[order] < 5], order[labels[order] >= 5]
