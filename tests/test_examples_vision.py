@@ -52,4 +52,4 @@ def test_fine_tuning_learns_as_much_as_adamw_and_forgets_no_more(monkeypatch, tm
     assert found["moved"] == 0
     assert found["numbers"] < 18_000
     assert found["new"] > found["adamw_new"] - 0.5
-    assert found["old"] > 90.0
+    assert found["old"] > 94.0  # 92.5 without layer-wise rates, 75 without frozen layers
