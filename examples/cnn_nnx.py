@@ -123,14 +123,13 @@ def main(
     models = {"last": model}
     if optimizer == "amac":
         models["averaged"] = averaged(model, state, data.train_images[:10_000])
-    found = {}
-    for name, each in models.items():
-        read = guesses(each, data.test_images)
-        found[name] = 100 * np.mean(read == data.test_labels).item()
-        print(f"test accuracy, {name} weights: {found[name]:.2f} %")
+    read = {name: guesses(each, data.test_images) for name, each in models.items()}
+    found = {name: 100 * np.mean(read[name] == data.test_labels).item() for name in read}
+    for name, accuracy in found.items():
+        print(f"test accuracy, {name} weights: {accuracy:.2f} %")
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        draw(data, read).savefig(out / "misread.png", dpi=150)
+        draw(data, [*read.values()][-1]).savefig(out / "misread.png", dpi=150)
         print(f"picture: {out / 'misread.png'}")
     return found
 

@@ -9,6 +9,7 @@ so that the old head still reads. AdamW, also frozen, is at its best of five rat
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -65,8 +66,8 @@ def train(optimizer, rate, params, images, labels, head: str, steps: int, key):
         batch = jax.random.randint(key, (32,), 0, len(images))
 
         def loss_of(params):
-            logits = Net().apply({"params": params}, images[batch])[head]
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch]).mean()
+            out: Any = Net().apply({"params": params}, images[batch])
+            return optax.softmax_cross_entropy_with_integer_labels(out[head], labels[batch]).mean()
 
         updates, state = tx.update(jax.grad(loss_of)(params), state, params)
         return (optax.apply_updates(params, updates), state), None
@@ -76,9 +77,8 @@ def train(optimizer, rate, params, images, labels, head: str, steps: int, key):
 
 @partial(jax.jit, static_argnames="head")
 def accuracy(params, images, labels, head: str):
-    """In percent."""
-    guesses = Net().apply({"params": params}, images)[head].argmax(axis=-1)
-    return 100 * jnp.mean(guesses == labels)
+    logits: Any = Net().apply({"params": params}, images)
+    return 100 * jnp.mean(logits[head].argmax(axis=-1) == labels)
 
 
 def main(
@@ -128,7 +128,12 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         draw(means).savefig(out / "finetune.png", dpi=150)
         print(f"picture: {out / 'finetune.png'}")
-    found = {"new": new, "old": old, "adamw_new": adamw_new, "adamw_old": adamw_old}
+    found: dict[str, float] = {
+        "new": new,
+        "old": old,
+        "adamw_new": adamw_new,
+        "adamw_old": adamw_old,
+    }
     return found | {"moved": moved, "numbers": numbers}
 
 
