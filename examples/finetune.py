@@ -1,15 +1,15 @@
 """Fine-tune a network: layer-wise rates, and frozen layers that have no optimizer state.
 
-    python examples/finetune.py    # RESULT TIME
+    python examples/finetune.py   # new 93.0 %, old 95.0 % (AdamW 92.3, 94.8 %); 20 seconds
 
-A network learns the digits 0 to 4. Then it learns 5 to 9 from 100 images, with a head of its own.
-Its first layer and its old head are frozen. The layers between them move the less the lower they
-are, at a small rate, so that the old head still reads most of what it had learnt. AdamW, with the
-same layers frozen, is tried at five rates; the best is the one that reads the new digits best.
+A network learns the digits 0 to 4, then 5 to 9 from 100 images, with a head of their own. Its first
+layer and its old head are frozen. Those between move the less the lower they are, at a small rate,
+so that the old head still reads. AdamW, also frozen, is at its best of five rates for new digits.
 """
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -66,8 +66,8 @@ def train(optimizer, rate, params, images, labels, head: str, steps: int, key):
         batch = jax.random.randint(key, (32,), 0, len(images))
 
         def loss_of(params):
-            logits = Net().apply({"params": params}, images[batch])[head]
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch]).mean()
+            out: Any = Net().apply({"params": params}, images[batch])
+            return optax.softmax_cross_entropy_with_integer_labels(out[head], labels[batch]).mean()
 
         updates, state = tx.update(jax.grad(loss_of)(params), state, params)
         return (optax.apply_updates(params, updates), state), None
@@ -77,9 +77,8 @@ def train(optimizer, rate, params, images, labels, head: str, steps: int, key):
 
 @partial(jax.jit, static_argnames="head")
 def accuracy(params, images, labels, head: str):
-    """In percent."""
-    guesses = Net().apply({"params": params}, images)[head].argmax(axis=-1)
-    return 100 * jnp.mean(guesses == labels)
+    logits: Any = Net().apply({"params": params}, images)
+    return 100 * jnp.mean(logits[head].argmax(axis=-1) == labels)
 
 
 def main(
@@ -97,7 +96,7 @@ def main(
     labels = np.concatenate([data.train_labels, data.test_labels])
     runs = {"AMaC": (amac, 0.012)} | {f"AdamW at {r:g}": (adamw, r) for r in ADAMW_RATES}
     scores = {name: [] for name in ("before", *runs)}  # (new digits, old digits) of each seed
-    moved, numbers = 0, 0
+    moved = numbers = 0
     for number in tqdm(range(seed, seed + seeds), unit="seed", disable=None):
         order = np.random.default_rng(number).permutation(len(images))
         old, new = order[labels[order] < 5], order[labels[order] >= 5]
@@ -129,7 +128,12 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         draw(means).savefig(out / "finetune.png", dpi=150)
         print(f"picture: {out / 'finetune.png'}")
-    found = {"new": new, "old": old, "adamw_new": adamw_new, "adamw_old": adamw_old}
+    found: dict[str, float] = {
+        "new": new,
+        "old": old,
+        "adamw_new": adamw_new,
+        "adamw_old": adamw_old,
+    }
     return found | {"moved": moved, "numbers": numbers}
 
 
@@ -142,7 +146,7 @@ def draw(means: dict[str, np.ndarray]) -> Figure:
     for rate, (new, old) in zip(ADAMW_RATES, path, strict=True):
         axes.annotate(f"{rate:g}  ", (old, new), ha="right", va="top")
     axes.plot(*means["AMaC"][::-1], "*", color="#d55e00", markersize=14, label="AMaC")
-    axes.axvline(means["before"][1], color="0.6", linestyle=":", label="before fine-tuning")
+    axes.axvline(means["before"][1], color="0.6", linestyle=":", label="before tuning")
     axes.legend()
     return figure
 
