@@ -35,7 +35,7 @@ def shorten(patch):
 
 
 def trained(patch, out=None, **options):
-    """What the transformer returns, and what the smallest share of a matrix is that a device has."""
+    """What the transformer returns, and the smallest share of a matrix on a device."""
     shares = {}
 
     def averaged_params(state, params):
