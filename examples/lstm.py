@@ -9,7 +9,7 @@ Shakespeare, seed 0: 1.692 clipped, 2.539 not clipped.
 
 The recurrent weights begin four times as large as orthogonal ones, so a gradient grows on its way
 back through 128 characters: the largest has norm 550,000, where 0.2 is usual. It fills Adam's mean
-of squares, and without clipping Adam hardly moves for thousands of steps. From orthogonal weights,
+of squares, and without clipping Adam's steps stay small long after. From orthogonal weights,
 `--gain 1`, norms stay below 2 and clipping changes little."""
 
 import math
