@@ -128,13 +128,8 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         draw(means).savefig(out / "finetune.png", dpi=150)
         print(f"picture: {out / 'finetune.png'}")
-    found: dict[str, float] = {
-        "new": new,
-        "old": old,
-        "adamw_new": adamw_new,
-        "adamw_old": adamw_old,
-    }
-    return found | {"moved": moved, "numbers": numbers}
+    found = {"new": new, "old": old, "adamw_new": adamw_new, "adamw_old": adamw_old}
+    return {**found, "moved": float(moved), "numbers": float(numbers)}
 
 
 def draw(means: dict[str, np.ndarray]) -> Figure:
