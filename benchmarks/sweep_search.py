@@ -13,6 +13,7 @@ the test data, beside the best of the 24 trials that results/compare has.
 import argparse
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,9 +44,9 @@ class Clock:
         self.compiling = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-    def _hear(self, event: str, seconds: float, **_: Any) -> None:
+    def _hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILING:
-            self.compiling += seconds
+            self.compiling += duration_secs
 
     def __call__(self, function, *arguments) -> tuple[Any, dict[str, float]]:
         self.compiling, began = 0.0, time.perf_counter()
@@ -123,6 +124,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     job = workload.make()
     times: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     found: dict[str, Sweep] = {}
+    trials: list[dict[str, float]] = []
     with tqdm(total=3 * args.rounds + 1, desc=name, unit="search", disable=None) as bar:
         for _ in range(args.rounds):  # in turns; each compiles anew
             for kind, halving in (("sweep", False), ("halving", True)):
