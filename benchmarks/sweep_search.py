@@ -1,7 +1,7 @@
 """What `sweep` saves beside a Python loop, and what its best is worth, with and without halving.
 
-    python benchmarks/sweep_search.py                  # two jobs of compare.py: TIME on 2 cores
-    python benchmarks/sweep_search.py --workloads wrong-labels
+    python -m benchmarks.sweep_search                  # two jobs of compare.py: TIME on 2 cores
+    python -m benchmarks.sweep_search --workloads wrong-labels
 
 32 trials of AdamW in the search space of `compare.py`, one seed each: by one call of `sweep`, by
 one call with halving, and by a loop that trains them one by one in a program that takes
@@ -13,23 +13,24 @@ the test data, beside the best of the 24 trials that results/compare has.
 import argparse
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import options
-from compare import FIRST_SEED, RESULTS, SEEDS, WIDTH, final_rows, programs
-from comparison_report import table
-from contenders import CONTENDERS, Settings
-from records import RecordError, circumstances, recorded, write
-from statistics_of_runs import interval, welch
 from tqdm import tqdm
-from workloads import ALL, Job, Workload
 
 from amac_jax.tools import Sweep, datasets, sweep
 from amac_jax.tools.plotting import plot_sweep
+from benchmarks import options
+from benchmarks.compare import FIRST_SEED, RESULTS, SEEDS, WIDTH, final_rows, programs
+from benchmarks.comparison_report import table
+from benchmarks.contenders import CONTENDERS, Settings
+from benchmarks.records import RecordError, circumstances, recorded, write
+from benchmarks.statistics_of_runs import interval, welch
+from benchmarks.workloads import ALL, Job, Workload
 
 TRIALS, JOBS = 32, ("digits", "rosenbrock-20")
 ADAMW = CONTENDERS["adamw"]
@@ -43,9 +44,9 @@ class Clock:
         self.compiling = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-    def _hear(self, event: str, seconds: float, **_: Any) -> None:
+    def _hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILING:
-            self.compiling += seconds
+            self.compiling += duration_secs
 
     def __call__(self, function, *arguments) -> tuple[Any, dict[str, float]]:
         self.compiling, began = 0.0, time.perf_counter()
@@ -123,6 +124,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     job = workload.make()
     times: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     found: dict[str, Sweep] = {}
+    trials: list[dict[str, float]] = []
     with tqdm(total=3 * args.rounds + 1, desc=name, unit="search", disable=None) as bar:
         for _ in range(args.rounds):  # in turns; each compiles anew
             for kind, halving in (("sweep", False), ("halving", True)):

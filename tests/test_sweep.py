@@ -538,25 +538,17 @@ def test_what_is_beside_the_loss_is_left_alone():
 def test_the_statistics_of_averaged_weights_are_their_own(momentum, has_aux):
     """The statistic of a batch is w itself, so that of averaged weights must be their average."""
 
-    def loss(w, state, batch):
+    def loss_fn(w, state, batch):
         new = {
             "mean": momentum * state["mean"] + (1 - momentum) * jnp.stack([w, 2 * w]) * batch,
             "count": state["count"] + 1,
             "fixed": state["fixed"],
         }
-        return w * batch, (new, "aux") if has_aux else new
+        return w * batch, ((new, w) if has_aux else new)
 
     def deviation(w, state):  # from w and 2 w, in units of w
         return jnp.max(jnp.abs(state["mean"] / jnp.array([1.0, 2.0]) / w - 1)) + state["fixed"]
 
-    if has_aux:
-
-        def loss_fn(w, state, batch):
-            value, (new, _) = loss(w, state, batch)
-            return value, (new, w)
-
-    else:
-        loss_fn = loss
     state = {"mean": jnp.array([5.0, -7.0]), "count": jnp.int32(0), "fixed": jnp.float32(0)}
     params = jnp.float32(1)
     swept, ablated, tested = through_all(

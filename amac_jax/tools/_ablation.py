@@ -107,8 +107,9 @@ def ablate(
         effect around the core = score of the core with it - score of the core
 
     Every technique is switched by its off value, so that all variants and seeds are one vmapped
-    program of 2 (1 + number of techniques) x `seeds` runs, on all devices of the process. With the same seed, all variants begin
-    with the same weights and see the same batches, so that differences are paired.
+    program of 2 (1 + number of techniques) x `seeds` runs, on all devices of the process. With the
+    same seed, all variants begin with the same weights and see the same batches, so that
+    differences are paired.
 
     The core alone, "muon" or "adam" among the scores and "core" for one of your own, runs at the
     constant rate `learning_rate` with nothing around it. A technique has AMaC's values around this

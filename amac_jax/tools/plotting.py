@@ -390,6 +390,8 @@ def _places_on(axis: Axis, values: Sequence[Any], panel: Axes) -> np.ndarray:
     if axis.choices is None:
         if axis.log:
             panel.set_xscale("log")
+            if axis.high >= 10 * axis.low:  # labels between powers of ten would overlap
+                panel.tick_params(axis="x", which="minor", labelbottom=False)
         return np.asarray(values, float)
     names = [_name_of_choice(choice) for choice in axis.choices]
     panel.set_xticks(range(len(names)), names)
