@@ -66,9 +66,7 @@ def batches_of(images):
     return (images[i : i + 500] for i in range(0, len(images), 500))
 
 
-@nnx.jit
-def guesses_of(model: CNN, images):
-    return model(images).argmax(axis=-1)
+guesses_of = nnx.jit(lambda model, images: model(images).argmax(axis=-1))
 
 
 def guesses(model: CNN, images) -> np.ndarray:
@@ -90,6 +88,7 @@ def main(
     seed: int = 0,
     optimizer: Literal["amac", "recipe", "radam", "adamw"] = "amac",
     epochs: int = 5,
+    dataset: Literal["mnist", "digits"] = "mnist",
     out: Path | None = Path("runs/cnn_nnx"),
 ) -> dict[str, float]:
     """Train a CNN on MNIST.
@@ -98,12 +97,13 @@ def main(
         seed: of the weights, dropout, the order of the images and their shifts.
         optimizer: amac; SGD as `amac_jax.recipes.cnn` has it; RAdam; or Optax's AdamW.
         epochs: passes over the training images, in batches of 64.
+        dataset: MNIST, or the 8x8 digits that scikit-learn ships.
         out: the folder of the picture; None draws nothing.
     """
-    if epochs < 1:
-        sys.exit(f"--epochs must be at least 1, got {epochs}")
-    data = datasets.load("mnist")
+    data = datasets.load(dataset)
     total_steps = epochs * (len(data.train_images) // 64)
+    if total_steps < 10:
+        sys.exit(f"--epochs must be at least 1, got {epochs}")
     rate = amac_jax.warmup_cosine(4e-3, total_steps, total_steps // 10)
     tx = {
         "amac": amac_jax.amac("auto", total_steps, epochs=epochs),

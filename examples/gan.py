@@ -130,6 +130,7 @@ def main(
     real = classify(as_input(data.train_images[:SAMPLES]))[1]
     print(f"classifier accuracy: {100.0 * right.mean():.2f} %")
     figures: dict[str, float] = {}
+    samples = np.empty(0)
     for name, params in weights.items():
         samples = np.asarray(jax.jit(generator.apply_fn)(params, noise))
         logits, features = classify(samples)

@@ -1,10 +1,8 @@
 """Proximal policy optimization of CartPole: environment, learning and eight seeds in one jit.
 
-    pip install gymnax six  # the extra `rl`
-    python examples/ppo.py
-    python examples/ppo.py --optimizer adam
-
-TIME. RESULT."""
+python examples/ppo.py                    # after pip install 'amac_jax[rl]': gymnax
+python examples/ppo.py --optimizer adam   # TIME. RESULT.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -34,7 +32,7 @@ def network(outputs: int, scale: float) -> Any:
     return nn.Sequential([dense(64), nn.tanh, dense(64), nn.tanh, last])
 
 
-ACTOR, CRITIC = network(2, 0.01), network(1, 1.0)  # logits of the actions, value of the state
+ACTOR, CRITIC = network(2, 0.01), network(1, 1.0)  # logits of actions, value of a state
 
 
 def reset(key, count):
@@ -50,9 +48,9 @@ def play(params, environments, key):
         jax.random.split(step_key, len(action)), before, action, env_params
     )
     played = {"observation": observation, "action": action, "reward": reward}
-    played |= {"terminated": terminated, "ended": terminated | truncated}
+    played |= {"terminated": terminated, "ended": terminated | truncated, "length": before.time + 1}
     played |= {"seen": info["final_observation"]}  # after the step and before the reset
-    return (following, after), played | {"length": before.time + 1}
+    return (following, after), played
 
 
 def cost_of(params, played):
@@ -76,7 +74,7 @@ def play_and_learn(tx, carry, key):
     ended, length = played["ended"], played["length"]
     value = CRITIC.apply(params["critic"], played["observation"])[..., 0]
     value_seen = CRITIC.apply(params["critic"], played["seen"])[..., 0]
-    # The time limit cuts an episode that would have gone on: its last state keeps its value.
+    # An episode that the time limit cuts would have gone on: its last state keeps its value.
     surprise = played["reward"] + DISCOUNT * value_seen * ~played["terminated"] - value
 
     def back(advantage, row):  # generalized advantage estimation
@@ -109,8 +107,8 @@ def train(tx, rounds, key):
     keys, x = jax.random.split(key, 5), jnp.zeros(4)
     params = {"actor": ACTOR.init(keys[0], x), "critic": CRITIC.init(keys[1], x)}
     carry = params, tx.init(params), reset(keys[2], ENVS)
-    learn = partial(play_and_learn, tx)
-    carry, ended = jax.lax.scan(learn, carry, jax.random.split(keys[3], rounds))
+    rounds_keys = jax.random.split(keys[3], rounds)
+    carry, ended = jax.lax.scan(partial(play_and_learn, tx), carry, rounds_keys)
     return score(keys[4], carry[0]), ended
 
 
@@ -134,7 +132,7 @@ def main(
     found = {"mean return": scores.mean(), "lowest": scores.min(), "highest": scores.max()}
     print(*(f"{name}: {value:.1f} of {LIMIT}" for name, value in found.items()), sep="\n")
     if out is not None:
-        # In 4 rounds, 512 steps of each environment, all of them end an episode.
+        # All environments end an episode in 4 rounds, which are 512 steps.
         four = np.lib.stride_tricks.sliding_window_view(ended, 4, axis=1).sum(axis=-1)
         x, y = np.arange(4, rounds + 1) * ENVS * HORIZON / 1000, four[..., 0] / four[..., 1]
         figure = Figure(figsize=(7, 4), layout="constrained")

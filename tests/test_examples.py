@@ -1,6 +1,7 @@
 """The examples as programs to copy: their form, their table, and what the table says of them."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 import amac_jax
 from benchmarks import example_runs, records
+from examples.gallery import compare_optimizers, landscapes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(EXAMPLES.glob("[!_]*.py"))
@@ -56,8 +58,25 @@ def rows_of(head: str) -> dict[str, list[str]]:
 
 def test_every_recipe_has_a_program_that_calls_it():
     rows = rows_of("recipe")
-    known = {name for name in vars(amac_jax.recipes) if name in ("cnn", "transformer", "rnn")}
-    assert {*known, "gan", "rl"} == {name.removeprefix("recipes.") for name in rows}
+    known = [
+        name
+        for name, function in vars(amac_jax.recipes).items()
+        if name[0] != "_" and getattr(function, "__module__", "") == amac_jax.recipes.__name__
+        if inspect.isfunction(function)
+    ]
+    assert set(rows) == {f"recipes.{name}" for name in known}
     for name, (cell,) in rows.items():
         (file,) = re.findall(r"`(\w+\.py)", cell)
         assert f"{name}(" in (EXAMPLES / file).read_text()
+
+
+def test_every_optimizer_has_a_program_that_runs_it():
+    rows = rows_of("optimizer")
+    assert rows.keys() == amac_jax.OPTIMIZERS.keys()
+    for name, (network, landscape) in rows.items():
+        if landscape == "`landscapes`":
+            assert name in landscapes.OPTIMIZERS
+        if network == "`compare_optimizers`":
+            assert name in compare_optimizers.RATES
+        for file in re.findall(r"`(\w+\.py)", network):
+            assert re.search(rf"amac_jax\.{name}\b", (EXAMPLES / file).read_text())
