@@ -11,6 +11,7 @@ changed since then, but for its docstring, is measured anew.
 
 import argparse
 import ast
+import fcntl
 import hashlib
 import os
 import re
@@ -212,6 +213,16 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def add(record: dict[str, Any]) -> None:
+    """Writes a record to the file, where another process may have written since."""
+    with open(RESULTS.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        others = up_to_date(records.recorded(RESULTS).get("runs", []))
+        others = [other for other in others if key_of(other) != key_of(record)]
+        records.write(RESULTS, {"runs": sorted([*others, record], key=key_of)})
+    RESULTS.with_suffix(".lock").unlink(missing_ok=True)
+
+
 def report(runs: list[dict[str, Any]]) -> None:
     """Writes the table into `examples/README.md`, between its two marks."""
     text = README.read_text()
@@ -242,9 +253,8 @@ def main() -> None:
     bar = tqdm([key for key in wanted if key not in known], disable=None, unit="run")
     for key in bar:
         bar.set_description(" ".join(map(str, key)))
-        runs.append(run(*key))
-        records.write(RESULTS, {"runs": sorted(runs, key=key_of)})
-    report(runs)
+        add(run(*key))
+    report(records.recorded(RESULTS).get("runs", []))
 
 
 if __name__ == "__main__":

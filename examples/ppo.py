@@ -135,8 +135,7 @@ def main(
         # All environments end an episode in 4 rounds, which are 512 steps.
         four = np.lib.stride_tricks.sliding_window_view(ended, 4, axis=1).sum(axis=-1)
         x, y = np.arange(4, rounds + 1) * ENVS * HORIZON / 1000, four[..., 0] / four[..., 1]
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
+        axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
         axes.plot(x, y.T, color="0.7", linewidth=0.8)
         axes.plot(x, y.mean(axis=0), color="#0072b2", linewidth=2)
         axes.set(title=f"PPO on CartPole: {SEEDS} runs and their mean", ylim=(0, LIMIT + 20))

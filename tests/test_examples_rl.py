@@ -1,5 +1,6 @@
 """PPO, a technique switched on in mid-run, and a run that goes on to the bit, in short form."""
 
+import jax
 import pytest
 from flax import nnx
 
@@ -11,23 +12,29 @@ def test_ppo_learns_to_balance_the_pole(monkeypatch):
     from examples import ppo
 
     monkeypatch.setattr(ppo, "SEEDS", 2)
-    found = ppo.main(steps=24_576, out=None)
+    with jax.numpy_dtype_promotion("standard"):  # as gymnax needs it
+        found = ppo.main(steps=24_576, out=None)
     assert found["mean return"] > 200  # of 500
 
 
 @pytest.fixture(scope="module")
 def switched():
-    return switch_technique.main(chunks=8)
+    return [switch_technique.main(seed=seed) for seed in range(4)]
 
 
 def test_a_technique_is_switched_on_without_a_trace(switched):
-    assert 0 < switched["averaging from step"] < 1500
-    assert switched["traces"] == 1
-    assert switched["traces after a Python float"] == 2
+    for found in switched:
+        assert 0 < found["averaging from step"] < 3000
+        assert found["traces"] == 1
+        assert found["traces after a Python float"] == 2
 
 
 def test_the_technique_that_was_switched_on_has_an_effect(switched):
-    assert switched["error of the averaged weights"] < 0.7 * switched["error of the last weights"]
+    averaged, last = (
+        sum(found[f"error of the {weights} weights"] for found in switched)
+        for weights in ("averaged", "last")
+    )
+    assert averaged < 0.7 * last  # they are equal where averaging stays off
 
 
 def test_a_run_goes_on_to_the_bit():

@@ -81,8 +81,9 @@ def skip_spikes(
         or a negative patience, or NaN.
 
     Differs from others:
-      OLMo, levanter and MaxText skip a step whose loss or gradient norm is above the mean of the
-      last 128 by 6 standard deviations, skipped steps included. Here the loss is not looked at.
+      OLMo-core, levanter and MaxText skip a step whose loss or gradient norm is above the mean of
+      the last steps by several standard deviations, in the first two by 6 of the last 128. Here
+      the loss is not looked at.
 
     When not to use:
       Gradients that are rare and large by nature, such as those of rewards that come once in a
