@@ -32,7 +32,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "examples.json"
 README = ROOT / "examples" / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 FIGURE = re.compile(
-    r"^(?P<label>[^:]+): (?P<value>[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf))\b", re.M
+    r"^(?P<label>[^:\n]+): (?P<value>[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf))\b", re.M
 )
 
 
@@ -79,7 +79,11 @@ PROGRAMS = {
     ),
     "gan.py": Program(
         "a GAN: two optimizers, samples, a classifier's scores",
-        "Frechet distance", "", 1, optimizers("recipe", "adam"),
+        "Frechet distance|inception score", "", 2,
+        {
+            **optimizers("recipe", "adam"),
+            "adam, at 1e-3": ["--optimizer", "adam", "--learning-rate", "1e-3"],
+        },
     ),
     "ppo.py": Program(
         "PPO on CartPole, eight seeds in one jit", "mean return", "of 500", 1,
@@ -109,7 +113,7 @@ def figures_of(output: str) -> dict[str, float]:
     """The lines `label: value unit` of what a program prints.
 
     Example:
-      >>> figures_of("seed 0\\ntest accuracy: 98.31 %\\nloss: 1.2e-3\\nfirst: come\\n")
+      >>> figures_of("ROMEO:\\nI\\ntest accuracy: 98.31 %\\nloss: 1.2e-3\\nfirst: come\\n")
       {'test accuracy': 98.31, 'loss': 0.0012}
     """
     return {match["label"]: float(match["value"]) for match in FIGURE.finditer(output)}
@@ -215,12 +219,14 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def add(record: dict[str, Any]) -> None:
     """Writes a record to the file, where another process may have written since."""
-    with open(RESULTS.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(RESULTS.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         others = up_to_date(records.recorded(RESULTS).get("runs", []))
         others = [other for other in others if key_of(other) != key_of(record)]
         records.write(RESULTS, {"runs": sorted([*others, record], key=key_of)})
-    RESULTS.with_suffix(".lock").unlink(missing_ok=True)
+    finally:
+        os.close(folder)
 
 
 def report(runs: list[dict[str, Any]]) -> None:
