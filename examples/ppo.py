@@ -1,7 +1,9 @@
 """Proximal policy optimization of CartPole: environment, learning and eight seeds in one jit.
 
-python examples/ppo.py                    # after pip install 'amac_jax[rl]': gymnax
-python examples/ppo.py --optimizer adam   # TIME. RESULT.
+    python examples/ppo.py                    # after pip install 'amac_jax[rl]'
+    python examples/ppo.py --optimizer adam   # the chain that is usual for PPO
+
+Each run plays 100,000 steps, and is scored by 64 whole episodes of the policy that it ends with.
 """
 
 from functools import partial
@@ -26,13 +28,11 @@ LIMIT, EPISODES = 500, 64  # the longest episode, and the episodes that score a 
 env, env_params = gymnax.make("CartPole-v1")
 
 
-def network(outputs: int, scale: float) -> Any:
-    dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal(2**0.5))
-    last = nn.Dense(outputs, kernel_init=nn.initializers.orthogonal(scale))
-    return nn.Sequential([dense(64), nn.tanh, dense(64), nn.tanh, last])
+def network(outputs: int) -> Any:
+    return nn.Sequential([nn.Dense(64), nn.tanh, nn.Dense(64), nn.tanh, nn.Dense(outputs)])
 
 
-ACTOR, CRITIC = network(2, 0.01), network(1, 1.0)  # logits of actions, value of a state
+ACTOR, CRITIC = network(2), network(1)  # logits of the actions, value of the state
 
 
 def reset(key, count):
