@@ -1,6 +1,6 @@
 """What `sweep` saves beside a Python loop, and what its best is worth, with and without halving.
 
-    python -m benchmarks.sweep_search                  # two jobs of compare.py: TIME on 2 cores
+    python -m benchmarks.sweep_search                  # two jobs of compare.py
     python -m benchmarks.sweep_search --workloads wrong-labels
 
 32 trials of AdamW in the search space of `compare.py`, one seed each: by one call of `sweep`, by

@@ -4,8 +4,8 @@
     python examples/lstm.py --optimizer adam           # Optax's Adam at 1e-3, not clipped
     python examples/lstm.py --optimizer adam --gain 1  # and from the weights that Linen begins with
 
-3 minutes on one CPU core for both runs. Nats a character on the validation part of tiny
-Shakespeare, seed 0: 1.692 clipped, 2.539 not clipped.
+84 seconds on one CPU core for both runs. Nats a character on the validation part of tiny
+Shakespeare, means of 3 seeds: 1.714 clipped, 2.613 not clipped; Adam 3.328, with `--gain 1` 2.004.
 
 The recurrent weights begin four times as large as orthogonal ones, so a gradient grows on its way
 back through 128 characters: the largest has norm 550,000, where 0.2 is usual. It fills Adam's mean
