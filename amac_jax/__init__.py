@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 # isort: off
 from amac_jax.kernels import fan_in_axes, is_kernel, kernel_mask, stacked
 from amac_jax.optimizers import (
-    adabelief, adagrad, adam, adamax, adamw, amac, amac_reference, amsgrad, compose, lion,
-    momentum, muon, nadam, nesterov, newton, radam, recipes, rmsprop, scale_by_adabelief,
-    scale_by_newton, scale_by_orthogonal, scale_by_radam, scale_by_sophia, sgd, sophia,
+    OPTIMIZERS, adabelief, adagrad, adam, adamax, adamw, amac, amac_reference, amsgrad, by_name,
+    compose, lion, momentum, muon, nadam, nesterov, newton, radam, recipes, rmsprop,
+    scale_by_adabelief, scale_by_amac, scale_by_newton, scale_by_orthogonal, scale_by_radam,
+    scale_by_sophia, sgd, sophia,
 )  # fmt: skip
+from amac_jax.paths import by_path
 from amac_jax.schedules import (
     constant, cosine, cosine_restarts, exponential_decay, inverse_power_decay, linear_anneal,
     noise_anneal, one_cycle, piecewise_constant, polynomial_decay, step_decay, warmup,
@@ -35,12 +37,12 @@ from amac_jax.techniques import (
     decay_weights, heavy_ball, inject_noise, layerwise_decay, lookahead, reduce_on_plateau,
     scale_by_layer,
 )  # fmt: skip
-from amac_jax.wrappers import accumulate_gradients, skip_nonfinite, store_state_in
+from amac_jax.wrappers import accumulate_gradients, skip_nonfinite, skip_spikes, store_state_in
 
 if TYPE_CHECKING:
     from amac_jax import tools
     from amac_jax.batch_stats import recompute_batch_stats
-    from amac_jax.tools import ablate, landscapes, lr_range_test, plotting
+    from amac_jax.tools import ablate, datasets, landscapes, lr_range_test, plotting, sweep
 
 __version__ = "0.1.0"
 
@@ -50,33 +52,37 @@ __all__ = [  # noqa: RUF022, by kind
     # Classic optimizers: (learning_rate, *, hyperparameters of their own, **techniques)
     "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "amsgrad", "adamax",
     "nadam", "radam", "adabelief", "lion", "muon", "sophia", "newton", "recipes",
+    # By name, from a config
+    "by_name", "OPTIMIZERS",
     # Cores, for `compose` or a chain
-    "scale_by_radam", "scale_by_adabelief", "scale_by_orthogonal", "scale_by_sophia",
-    "scale_by_newton",
+    "scale_by_amac", "scale_by_radam", "scale_by_adabelief", "scale_by_orthogonal",
+    "scale_by_sophia", "scale_by_newton",
     # Techniques, for a chain, in the order of the pipeline
     "clip_by_global_norm", "clip_by_unit_norm", "centralize", "inject_noise", "clip_by_value",
     "heavy_ball", "decay_weights", "scale_by_layer", "layerwise_decay", "reduce_on_plateau",
     "lookahead", "average_weights",
     # Wrappers of whole optimizers
-    "accumulate_gradients", "skip_nonfinite", "store_state_in",
+    "accumulate_gradients", "skip_nonfinite", "skip_spikes", "store_state_in",
     # Schedules
     "warmup_cosine", "cosine", "cosine_restarts", "one_cycle", "warmup_stable_decay", "warmup",
     "linear_anneal", "polynomial_decay", "inverse_power_decay", "exponential_decay",
     "step_decay", "piecewise_constant", "constant", "noise_anneal",
     # Reading a state
     "averaged_params", "slow_params", "learning_rate", "metrics", "recompute_batch_stats",
-    # Which leaves are kernels
-    "fan_in_axes", "is_kernel", "kernel_mask", "stacked",
+    # Which leaves are kernels, and values for leaves by their paths
+    "fan_in_axes", "is_kernel", "kernel_mask", "stacked", "by_path",
     # Tools, which are used on optimizers
-    "ablate", "lr_range_test", "landscapes", "plotting", "tools",
+    "ablate", "lr_range_test", "sweep", "landscapes", "plotting", "datasets", "tools",
 ]  # fmt: skip
 
 _ON_DEMAND = {
     "tools": "amac_jax.tools",
     "landscapes": "amac_jax.tools.landscapes",
     "plotting": "amac_jax.tools.plotting",
+    "datasets": "amac_jax.tools.datasets",
     "ablate": "amac_jax.tools:ablate",
     "lr_range_test": "amac_jax.tools:lr_range_test",
+    "sweep": "amac_jax.tools:sweep",
     "recompute_batch_stats": "amac_jax.batch_stats:recompute_batch_stats",
 }
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.tree_util import DictKey, KeyPath, tree_flatten_with_path, tree_map_with_path
 
-from amac_jax._core.types import Tree, promoted
+from amac_jax._core.aliases import Tree, promoted
 
 # `step(stats, inputs)` runs the model once and returns the statistics as its layers leave them.
 # Statistics are a pytree of nested dictionaries: a Linen collection or an `nnx.State`.

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey, KeyPath
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.paths import check_fits, path_matches, written_path
-from amac_jax._core.types import Tree
 
 FanInRule: TypeAlias = Callable[[KeyPath, Tree], tuple[int, ...] | None]
 """(key path, leaf) -> the axes a layer sums over, or None for a leaf that is not a kernel."""

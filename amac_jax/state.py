@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import CountedState
 from amac_jax._core.chain import ComposeState
 from amac_jax._core.paths import is_masked
-from amac_jax._core.types import Tree
 from amac_jax.techniques import AverageWeightsState, LookaheadState
+from amac_jax.wrappers import SkipSpikesState
 
 __all__ = [  # with the states that every optimizer has; the others are in their rooms
     "ComposeState",
@@ -148,8 +149,8 @@ def metrics(opt_state: Tree) -> dict[str, jax.Array]:
     update_ratio = update_norm / param_norm. Where the optimizer has them: weight_decay,
     noise_scale, clip_fraction, first_moment_norm, second_moment_norm, momentum_norm,
     slow_distance, averaged_count, plateau_scale (the factor of whole updates), skipped_steps.
-    slow_distance is ||theta + u - phi||, 0 at a synchronization. A step that `skip_nonfinite` skips
-    changes skipped_steps alone.
+    slow_distance is ||theta + u - phi||, 0 at a synchronization. A step that `skip_nonfinite` or
+    `skip_spikes` skips changes skipped_steps alone, which counts both.
 
     Args:
       opt_state: as for `averaged_params`.
@@ -174,9 +175,12 @@ def metrics(opt_state: Tree) -> dict[str, jax.Array]:
     if len(found) != 1:
         raise ValueError(_wrong_number(len(found), "metrics", "record_metrics=True"))
     recorded = dict(found[0].metrics or {})
-    skips = _states(opt_state, optax.ApplyIfFiniteState)
-    if skips:
-        skipped = jnp.asarray(sum(skip.total_notfinite for skip in skips))
+    counts = [
+        *(skip.total_notfinite for skip in _states(opt_state, optax.ApplyIfFiniteState)),
+        *(skip.skipped for skip in _states(opt_state, SkipSpikesState)),
+    ]
+    if counts:
+        skipped = jnp.asarray(sum(counts))
         recorded["skipped_steps"] = skipped.astype(jnp.float32)
     return recorded
 

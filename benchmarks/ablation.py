@@ -1,10 +1,10 @@
 """What each technique of AMaC is worth on eleven workloads: in AMaC, and added to its core alone.
 
-    python benchmarks/ablation.py                      # all that is not yet in --out
-    python benchmarks/ablation.py --core adam          # around Adam; the default is Muon
-    python benchmarks/ablation.py --workloads digits   # some of it
-    python benchmarks/ablation.py --workloads vit      # a fresh job, which is reported apart
-    python benchmarks/ablation.py --report             # tables and heat map of what is recorded
+    python -m benchmarks.ablation                      # all that is not yet in --out
+    python -m benchmarks.ablation --core adam          # around Adam; the default is Muon
+    python -m benchmarks.ablation --workloads digits   # some of it
+    python -m benchmarks.ablation --workloads vit      # a fresh job, which is reported apart
+    python -m benchmarks.ablation --report             # tables and heat map of what is recorded
 
 Each workload is one vmapped program of 26 variants times 20 seeds: AMaC as it is, at its automatic
 learning rate, each of its techniques switched (those it has on off, those it has off on), its core
@@ -23,17 +23,17 @@ from typing import Any
 
 import jax
 import numpy as np
-import options
-from comparison_report import table
-from contenders import automatic
-from records import RecordError, circumstances, recorded, write
-from statistics_of_runs import holm
 from tqdm import tqdm
-from workloads import ALL, FRESH, WORKLOADS, Workload, image_data
 
-from amac_jax.tools import Ablation, ablate
+from amac_jax.tools import Ablation, ablate, datasets
 from amac_jax.tools._ablation import TECHNIQUES, effects_of, plain_of
 from amac_jax.tools.plotting import plot_ablation
+from benchmarks import options
+from benchmarks.comparison_report import table
+from benchmarks.contenders import automatic
+from benchmarks.records import RecordError, circumstances, recorded, write
+from benchmarks.statistics_of_runs import holm
+from benchmarks.workloads import ALL, FRESH, WORKLOADS, Workload
 
 SEEDS = 20
 CORES = ("muon", "adam")
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
             if recorded(path).get("configuration") != configuration(name, args):
                 write(path, run(name, args))
         report(folder)
-    except (image_data.DataError, RecordError, OSError) as error:
+    except (datasets.DataError, RecordError, OSError) as error:
         sys.exit(f"ablation.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished workload")

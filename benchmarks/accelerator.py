@@ -1,12 +1,12 @@
 """What the optimizer step is on a GPU or a TPU, compiled on a machine that has neither.
 
     pip install -e '.[accelerators]'   # in a new environment: the compilers, 1.7 GB, no driver
-    python benchmarks/accelerator.py                                  # H100, two variants: a minute
-    python benchmarks/accelerator.py --targets h100 v5e --size 100M --variants all \\
+    python -m benchmarks.accelerator                                  # H100, two variants: a minute
+    python -m benchmarks.accelerator --targets h100 v5e --size 100M --variants all \\
         --json benchmarks/results/accelerator.json
-    python benchmarks/accelerator.py --targets v5e --mesh fsdp tensor both
-    python benchmarks/accelerator.py --targets h100 v5e --optimizers all   # does each compile?
-    python benchmarks/accelerator.py --targets cpu      # beside XLA's own count: nothing to install
+    python -m benchmarks.accelerator --targets v5e --mesh fsdp tensor both
+    python -m benchmarks.accelerator --targets h100 v5e --optimizers all   # does each compile?
+    python -m benchmarks.accelerator --targets cpu      # beside XLA's own count: nothing to install
 
 Nothing runs and nothing is timed. A step is update and apply in one jit that donates parameters and
 state. All bytes are a parameter of one device, read and written in its memory:
@@ -42,18 +42,20 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import targets  # first: it sets what JAX reads
+from benchmarks import targets  # first: it sets what JAX reads
 
 # isort: split
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import options
-import programs
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
-from steps import (
+from tqdm import tqdm
+
+import amac_jax
+from benchmarks import options, programs
+from benchmarks.steps import (
     BASELINE,
     METRICS_PERIOD,
     STEPS,
@@ -65,9 +67,6 @@ from steps import (
     step_of,
     transformer,
 )  # fmt: skip
-from tqdm import tqdm
-
-import amac_jax
 
 SIZES = {"1M": (4, 128), "10M": (12, 256), "100M": (14, 768), "1B": (20, 2048)}
 """Layers and width of a transformer with about so many parameters."""
@@ -514,7 +513,7 @@ def main(argv: list[str] | None = None) -> int:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1
     content: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/accelerator.py", *(argv or sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", "benchmarks.accelerator", *(argv or sys.argv[1:])]),
         "versions": versions(),
         "size": args.size,
         "parameters": count_of(transformer(*SIZES[args.size], args.dtype)),

@@ -1,9 +1,9 @@
 """How far the rate that `amac` gives itself may be off, and whether it follows the steps.
 
-    python benchmarks/auto_rate.py                          # all that is not yet in --out
-    python benchmarks/auto_rate.py --rates deep-mlp         # some jobs at half and twice the rate
-    python benchmarks/auto_rate.py --lengths --rates digits # those, and no other lengths
-    python benchmarks/auto_rate.py --report                 # tables of what is recorded
+    python -m benchmarks.auto_rate                          # all that is not yet in --out
+    python -m benchmarks.auto_rate --rates deep-mlp         # some jobs at half and twice the rate
+    python -m benchmarks.auto_rate --lengths --rates digits # those, and no other lengths
+    python -m benchmarks.auto_rate --report                 # tables of what is recorded
 
 Rates: `amac("auto", ...)` of every job of `compare.py`, its peak rate halved and doubled and all
 else as it is, beside the runs at the rate itself that `compare.py` has recorded in --comparison.
@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import options
-from compare import add_protocol, cell, final_rows, programs
-from comparison_report import table
-from contenders import CONTENDERS
-from records import RecordError, circumstances, recorded, write
-from statistics_of_runs import holm, interval, welch
 from tqdm import tqdm
-from workloads import POINTS, WORKLOADS, Workload, image_data
+
+from amac_jax.tools import datasets
+from benchmarks import options
+from benchmarks.compare import add_protocol, cell, final_rows, programs
+from benchmarks.comparison_report import table
+from benchmarks.contenders import CONTENDERS
+from benchmarks.records import RecordError, circumstances, recorded, write
+from benchmarks.statistics_of_runs import holm, interval, welch
+from benchmarks.workloads import POINTS, WORKLOADS, Workload
 
 FACTORS = (0.5, 2.0)
 LENGTHS = (0.25, 4.0)
@@ -194,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
                 for factor in LENGTHS:
                     run_length(name, factor, args.out / f"{name}.json", args)
         report(args)
-    except (image_data.DataError, RecordError, OSError) as error:
+    except (datasets.DataError, RecordError, OSError) as error:
         sys.exit(f"auto_rate.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished part")

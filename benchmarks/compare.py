@@ -1,10 +1,10 @@
 """AMaC beside ten optimizers on small jobs, each tuned with the same number of trials.
 
-    python benchmarks/compare.py                    # all that is not yet in --out: two hours
-    python benchmarks/compare.py --workloads digits --optimizers amac adamw   # some of it
-    python benchmarks/compare.py --workloads vit tabular    # fresh jobs, which are reported apart
-    python benchmarks/compare.py --check digits amac    # run a recorded cell again: is it so?
-    python benchmarks/compare.py --report               # tables and pictures of what is recorded
+    python -m benchmarks.compare                    # all that is not yet in --out: two hours
+    python -m benchmarks.compare --workloads digits --optimizers amac adamw   # some of it
+    python -m benchmarks.compare --workloads vit tabular    # fresh jobs, which are reported apart
+    python -m benchmarks.compare --check digits amac    # run a recorded cell again: is it so?
+    python -m benchmarks.compare --report               # tables and pictures of what is recorded
 
 The protocol. Every optimizer gets 24 quasi-random points of a search space of its own in learning
 rate, weight decay, 1 - b1 and share of warm-up, the same points of the unit cube. The point whose
@@ -26,13 +26,15 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import options
-from comparison_report import report
-from contenders import CONTENDERS, Contender, Settings, trials
-from records import RecordError, circumstances, recorded, write
-from statistics_of_runs import interval
 from tqdm import tqdm
-from workloads import ALL, FRESH, WORKLOADS, Job, Splits, Workload, image_data, train
+
+from amac_jax.tools import datasets
+from benchmarks import options
+from benchmarks.comparison_report import report
+from benchmarks.contenders import CONTENDERS, Contender, Settings, trials
+from benchmarks.records import RecordError, circumstances, recorded, write
+from benchmarks.statistics_of_runs import interval
+from benchmarks.workloads import ALL, FRESH, WORKLOADS, Job, Splits, Workload, train
 
 TRIALS, SEEDS, WIDTH = 24, 20, 8
 TRIAL_SEED, FIRST_SEED = 0, 100  # seeds of the trials, which share one, and of the runs reported
@@ -248,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             compare(args)
             report(args.out)
-    except (image_data.DataError, RecordError, OSError) as error:
+    except (datasets.DataError, RecordError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished cell")

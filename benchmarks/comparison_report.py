@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contenders import CONTENDERS
 from matplotlib.figure import Figure
-from records import recorded
-from statistics_of_runs import holm, interval, welch
-from workloads import ALL, FRESH, POINTS, WORKLOADS, Workload
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.records import recorded
+from benchmarks.statistics_of_runs import holm, interval, welch
+from benchmarks.workloads import ALL, FRESH, POINTS, WORKLOADS, Workload
 
 COLOURS = {"amac": "C3", "adamw": "C0", "muon": "C2"}
 LEVEL = 0.05  # of significance, after Holm's correction

@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import optax.contrib
 from scipy.stats import qmc
-from workloads import Length
 
 import amac_jax
+from benchmarks.workloads import Length
 
 
 class Settings(NamedTuple):

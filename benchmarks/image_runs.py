@@ -1,8 +1,6 @@
 """A training run on images as one function of its seed, for `jit` and `vmap`."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import amac_jax
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from mnist import MLP, as_input
+from examples.mnist.models import MLP, as_input
 
 BATCH_SIZE = 64
 

@@ -1,8 +1,8 @@
 """AMaC with its state in bfloat16 against float32: test accuracy, the same seeds, in one vmap.
 
-    python benchmarks/low_memory.py                    # MNIST and the digits, 10 seeds of each
-    python benchmarks/low_memory.py --data digits      # 1 minute on 1 CPU core
-    python benchmarks/low_memory.py --json low_memory.json
+    python -m benchmarks.low_memory                    # MNIST and the digits, 10 seeds of each
+    python -m benchmarks.low_memory --data digits      # 1 minute on 1 CPU core
+    python -m benchmarks.low_memory --json low_memory.json
 
 It prints the mean test accuracy of both, in percent, of last and averaged weights, and of the
 paired differences the mean, its standard error and the p-value of Student's t-test.
@@ -17,14 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from image_runs import accuracies
 from scipy import stats
 
 import amac_jax
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import image_data
-from mnist import MLP, as_input
+from amac_jax.tools import datasets
+from benchmarks.image_runs import accuracies
+from examples.mnist.models import MLP, as_input
 
 EPOCHS = {"mnist": 10, "digits": 100}
 KINDS = ("float32", "bfloat16")
@@ -54,7 +52,7 @@ def train(data, dtype: str, seeds: range, epochs: int) -> np.ndarray:
     return np.asarray(runs(data, np.asarray(seeds)), np.float64)
 
 
-def compare(data: image_data.Images, seeds: range, epochs: int) -> dict[str, Any]:
+def compare(data: datasets.Images, seeds: range, epochs: int) -> dict[str, Any]:
     arrays = jax.device_put(data[1:])
     of_kind = {dtype: train(arrays, dtype, seeds, epochs) for dtype in KINDS}
     sizes = {dtype: state_bytes(data.train_images, dtype) for dtype in KINDS}
@@ -94,8 +92,8 @@ def main() -> None:
     print("data    weights   float32  bfloat16  difference         p    state bytes a parameter")
     for name in args.data:
         try:
-            data = image_data.load(name, args.data_dir)
-        except image_data.DataError as error:
+            data = datasets.load(name, args.data_dir)
+        except datasets.DataError as error:
             sys.exit(f"low_memory.py: error: {error}")
         epochs = args.epochs or EPOCHS[data.name]
         results[data.name] = result = compare(data, range(args.seeds), epochs)

@@ -1,7 +1,7 @@
-"""The convolutional network of `examples/mnist.py` with several seeds, and how soon it reads 99 %.
+"""The convolutional network of `examples/mnist/` with several seeds, and how soon it reads 99 %.
 
-    python benchmarks/mnist_cnn.py                              # 5 seeds of 15 augmented epochs
-    python benchmarks/mnist_cnn.py --epochs 1 --no-augment      # the shortest run to 99 %?
+    python -m benchmarks.mnist_cnn                              # 5 seeds of 15 augmented epochs
+    python -m benchmarks.mnist_cnn --epochs 1 --no-augment      # the shortest run to 99 %?
 
 Each seed is a run of the example, which keeps checkpoints: the same command goes on after an
 interruption, and what is complete is not run again. It prints test accuracies in percent, mean and
@@ -11,14 +11,11 @@ interruption, and what is complete is not run again. It prints test accuracies i
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
-from statistics_of_runs import interval
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import mnist
+from benchmarks.statistics_of_runs import interval
+from examples.mnist import options, trainer
 
 TARGET = 99.0
 
@@ -30,7 +27,7 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     command += [f"--checkpoint-dir={folder / 'checkpoints'}", "--resume", "--keep=1"]
     command += ["--augment"] if args.augment else []
     command += [f"--data-dir={args.data_dir}"] if args.data_dir else []
-    mnist.main(command)
+    trainer.main(command)
     return json.loads((folder / "metrics.json").read_text())
 
 
@@ -62,10 +59,10 @@ def summary(reports: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="The CNN of examples/mnist.py, several seeds; see the top of this file.",
+        description="The CNN of examples/mnist, several seeds; see the top of this file.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--epochs", type=mnist.whole, default=15, help="of each run")
+    parser.add_argument("--epochs", type=options.whole, default=15, help="of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="at least two")
     parser.add_argument(
         "--augment", action=argparse.BooleanOptionalAction, default=True, help="as in the example"

@@ -1,7 +1,7 @@
 """The published job, an MLP on MNIST for 10 epochs in batches of 64, with many seeds in one vmap.
 
-    python benchmarks/mnist_job.py            # amac and adamw, 10 seeds each, on the test images
-    python benchmarks/mnist_job.py --sweep    # choose on 10,000 held-out training images instead
+    python -m benchmarks.mnist_job            # amac and adamw, 10 seeds each, on the test images
+    python -m benchmarks.mnist_job --sweep    # choose on 10,000 held-out training images instead
 
 It prints accuracies in percent, mean and 95 % interval of the seeds. 20 runs took 26 minutes on one
 CPU core beside other work. The sweep tries every combination of the factors of the automatic rate
@@ -21,14 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from image_runs import accuracies
-from statistics_of_runs import interval
 
 import amac_jax
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import image_data
-from mnist import OPTIMIZERS
+from amac_jax.tools import datasets
+from benchmarks.image_runs import accuracies
+from benchmarks.statistics_of_runs import interval
+from examples.mnist.options import OPTIMIZERS
 
 HELD_OUT = 10_000
 
@@ -104,10 +102,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file for every run's accuracies")
     args = parser.parse_args()
     try:
-        images = image_data.load_mnist(args.data_dir)
+        images = datasets.load_mnist(args.data_dir)
         if args.sweep:
-            images = image_data.hold_out(images, HELD_OUT)
-    except image_data.DataError as error:
+            images = datasets.hold_out(images, HELD_OUT)
+    except datasets.DataError as error:
         sys.exit(f"mnist_job.py: error: {error}")
     data = jax.device_put(images[1:])
     if args.sweep:

@@ -138,7 +138,7 @@ class Configurations:
 
     def measure(self, params: Any, names: list[str], share: float = 1.0, **how: Any) -> None:
         """`share`: of the time that is left."""
-        import step_time
+        from benchmarks import step_time
 
         now = time.perf_counter()
 
@@ -161,7 +161,7 @@ class Configurations:
 
 def step(size: str, work: Work) -> None:
     """A step at one size: Adam's kind first, beside PyTorch; then Muon's, which takes longer."""
-    import step_time
+    from benchmarks import step_time
 
     params = step_time.parameters(work.scale.sizes[size], work.scale.leaves)
     how = {"room": work.scale.room.get(size), "compile_share": 0.6}  # rounds take seconds at 1B
@@ -177,7 +177,8 @@ def step(size: str, work: Work) -> None:
 def option(work: Work) -> None:
     """Options of AMaC on Adam, one by one, and parameters in bfloat16."""
     import jax.numpy as jnp
-    import step_time
+
+    from benchmarks import step_time
 
     scale, found = work.scale, Configurations(work)
     options = [name for name in step_time.OPTIONS if name != OF_KERNELS]
@@ -193,7 +194,7 @@ def option(work: Work) -> None:
 
 def transformers(work: Work) -> None:
     """The orthogonalizing core beside Optax's Muon, with a transformer's shapes."""
-    import step_time
+    from benchmarks import step_time
 
     found = Configurations(work)
     for number, (size, (layers, width)) in enumerate(work.scale.transformers.items()):
@@ -209,7 +210,7 @@ def transformers(work: Work) -> None:
 
 
 def sweep(work: Work) -> None:
-    import sweep_time
+    from benchmarks import sweep_time
 
     images = sweep_time.images_of(work.scale.dataset, work.data_dir)
     found = sweep_time.measure(images, work.scale.runs, work.scale.sweep, epochs=1, rounds=3)
@@ -219,7 +220,7 @@ def sweep(work: Work) -> None:
 
 def mnist(work: Work) -> None:
     """One epoch of the example's CNN, from the start of a process, a seed after the other."""
-    import mnist_cnn
+    from benchmarks import mnist_cnn
 
     rows: list[dict[str, Any]] = []
     for seed in range(work.scale.seeds):
@@ -227,7 +228,7 @@ def mnist(work: Work) -> None:
             break
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, str(ROOT / "examples" / "mnist.py"), f"--out={folder}"]
+            command = [sys.executable, "-m", "examples.mnist", f"--out={folder}"]
             command += ["--model=cnn", "--epochs=1", f"--seed={seed}"]
             command += [f"--dataset={work.scale.dataset}"]
             if work.data_dir and work.scale.dataset == "mnist":
@@ -235,7 +236,7 @@ def mnist(work: Work) -> None:
             ended = subprocess.run(command, capture_output=True, text=True)
             metrics = Path(folder, "metrics.json")
             if not metrics.exists():  # else the figures are there, whatever became of the picture
-                sys.exit(last_line(ended.stderr) or f"mnist.py ended with {ended.returncode}")
+                sys.exit(last_line(ended.stderr) or f"examples.mnist ended with {ended.returncode}")
             report = json.loads(metrics.read_text())
         row, timing = report["epochs"][-1], report["timing"]
         steps, seconds = mnist_cnn.first_at_target(report)
@@ -260,7 +261,7 @@ def mnist(work: Work) -> None:
 
 def pictures(content: Mapping[str, Any], stem: Path) -> list[str]:
     """Draws every part that has results; returns the names of the files."""
-    import step_time
+    from benchmarks import step_time
 
     device = f"{content['platform']}, {content['device']}"
     parts = content["parts"]
@@ -495,7 +496,7 @@ def jobs_of(args: argparse.Namespace) -> dict[str, Job]:
         options = ["--part", name, "--section", str(args.sections / f"{name}.json")]
         options += ["--rehearse"] if args.rehearse else []
         options += ["--data-dir", str(args.data_dir)] if args.data_dir else []
-        return [sys.executable, __file__, *options, "--seconds", f"{seconds:.1f}"]
+        return [sys.executable, "-m", "benchmarks.on_gpu", *options, "--seconds", f"{seconds:.1f}"]
 
     no_data = ""
     if not (args.rehearse or args.data_dir or os.environ.get("AMAC_JAX_DATA")):
@@ -552,7 +553,7 @@ def main(argv: list[str] | None = None) -> None:
             write(content, path)  # after every part
             print(f"{name} {found['status']}: {found.get('why', '')} {found.get('seconds')} s\n")
         section = args.sections / "pictures.json"
-        drawn = [sys.executable, __file__, "--part=pictures", f"--result={path}"]
+        drawn = [sys.executable, "-m", "benchmarks.on_gpu", "--part=pictures", f"--result={path}"]
         content["pictures"] = run_one([*drawn, f"--section={section}"], section, 60, ON_CPU)
         write(content, path)
     print(program_table(content))

@@ -1,6 +1,6 @@
 """How far `lr_range_test`'s suggestion is from the rate that 24 trials of `compare.py` chose.
 
-    python benchmarks/range_test.py     # all workloads, 2 minutes on 2 CPU cores
+    python -m benchmarks.range_test     # all workloads, 2 minutes on 2 CPU cores
 
 For every workload it tries 31 rates from 1e-5 to 1 with Adam, 100 steps each in one vmapped
 program, beside the learning rate that tuned AdamW has in results/compare.
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from compare import RESULTS
-from comparison_report import table
-from records import RecordError, recorded
 from tqdm import tqdm
-from workloads import WORKLOADS, image_data
 
-from amac_jax.tools import lr_range_test
+from amac_jax.tools import datasets, lr_range_test
 from amac_jax.tools.plotting import plot_range_test
+from benchmarks.compare import RESULTS
+from benchmarks.comparison_report import table
+from benchmarks.records import RecordError, recorded
+from benchmarks.workloads import WORKLOADS
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
             if name == args.draw:
                 title = f"{WORKLOADS[name].title}: {args.steps} steps at each of 31 rates"
                 plot_range_test(found, title).savefig(args.out / "range_test.png", dpi=110)
-    except (image_data.DataError, RecordError, OSError, ValueError) as error:
+    except (datasets.DataError, RecordError, OSError, ValueError) as error:
         sys.exit(f"range_test.py: error: {error}")
     print(table(["workload", "suggestion", "`adamw`, tuned"], rows))
     print(

@@ -1,6 +1,6 @@
 """Nine jobs that are short, or that go on from trained weights, to test an optimizer's defaults on.
 
-    python benchmarks/short_jobs.py      # what they are
+    python -m benchmarks.short_jobs      # what they are
 
 Six of them end long before the loss does: a recurrent classifier that sits at chance for a while, a
 variational autoencoder, reinforcement learning, and an MLP of 100, 200 and 400 steps. Three
@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import ppo_cartpole
-from workloads import USUAL as MLP
-from workloads import Splits, Transformer, image_job, mnist, text_job, text_splits
 
 import amac_jax
+from benchmarks import ppo_cartpole
+from benchmarks.workloads import USUAL as MLP
+from benchmarks.workloads import Splits, Transformer, image_job, mnist, text_job, text_splits
 
 Evaluate = Callable[[Any, Any], Any]  # (optimizer state, parameters) -> the weights to evaluate
 Figures = dict[str, Any]  # name -> (); "score" is what counts

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison_report import table
-from records import recorded
-from short_jobs import JOBS
-from short_variants import ADAMW, AMAC, VARIANTS
-from statistics_of_runs import holm, interval, welch
+
+from benchmarks.comparison_report import table
+from benchmarks.records import recorded
+from benchmarks.short_jobs import JOBS
+from benchmarks.short_variants import ADAMW, AMAC, VARIANTS
+from benchmarks.statistics_of_runs import holm, interval, welch
 
 LEVEL = 0.05  # of significance, after Holm's correction
 Cells = dict[str, dict[str, Any]]  # job -> variant -> what was recorded

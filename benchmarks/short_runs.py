@@ -1,11 +1,11 @@
 """Does AMaC do harm where runs are short, or where trained weights go on with another task?
 
-    python benchmarks/short_runs.py                       # all that is not yet in --out
-    python benchmarks/short_runs.py --jobs ppo mlp-100    # some of it
-    python benchmarks/short_runs.py --variants amac amac-adam --again    # after a change of AMaC
-    python benchmarks/short_runs.py --report              # tables of what is recorded
+    python -m benchmarks.short_runs                       # all that is not yet in --out
+    python -m benchmarks.short_runs --jobs ppo mlp-100    # some of it
+    python -m benchmarks.short_runs --variants amac amac-adam --again    # after a change of AMaC
+    python -m benchmarks.short_runs --report              # tables of what is recorded
 
-Nine small jobs (`python benchmarks/short_jobs.py` lists them), ten seeds, twelve variants. The bar
+Nine small jobs (`python -m benchmarks.short_jobs` lists them), ten seeds, twelve variants. The bar
 is `optax.adamw` with weight decay 0.01 on kernels, warm-up and a cosine to 0, at the best of seven
 rates by its mean score on these runs. AMaC is run as it comes: with the rate "auto", the same with
 Adam as its core, and at three rates around the usual ones. A run of AMaC is scored with its
@@ -30,15 +30,15 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import options
-from records import RecordError, circumstances, recorded, write
-from short_jobs import JOBS, ShortJob, Task
-from short_report import report
-from short_variants import VARIANTS, Variant
 from tqdm import tqdm
-from workloads import image_data
 
 import amac_jax
+from amac_jax.tools import datasets
+from benchmarks import options
+from benchmarks.records import RecordError, circumstances, recorded, write
+from benchmarks.short_jobs import JOBS, ShortJob, Task
+from benchmarks.short_report import report
+from benchmarks.short_variants import VARIANTS, Variant
 
 # Runs
 
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         if not args.report:
             measure(args)
         report(args.out)
-    except (image_data.DataError, RecordError, OSError) as error:
+    except (datasets.DataError, RecordError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on after the last finished variant")

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
-from contenders import last_weights
-from short_jobs import Evaluate, ShortJob
 
 import amac_jax
+from benchmarks.contenders import last_weights
+from benchmarks.short_jobs import Evaluate, ShortJob
 
 
 class Variant(NamedTuple):

@@ -1,7 +1,7 @@
 """Whether the order in which `compose` chains the techniques beats eight others.
 
-    python benchmarks/stage_order.py                       # five workloads, 15 minutes on a core
-    python benchmarks/stage_order.py --workloads digits    # one of them
+    python -m benchmarks.stage_order                       # five workloads, 15 minutes on a core
+    python -m benchmarks.stage_order --workloads digits    # one of them
 
 Every technique is on, with the same hyperparameters in every order, and larger noise than anybody
 would take by default, so that its place can matter. The scores are those of the validation data:
@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from comparison_report import table
 from scipy import stats
-from statistics_of_runs import holm, interval
 from tqdm import tqdm
-from workloads import WORKLOADS, image_data, train
 
 import amac_jax
+from amac_jax.tools import datasets
+from benchmarks.comparison_report import table
+from benchmarks.statistics_of_runs import holm, interval
+from benchmarks.workloads import WORKLOADS, train
 
 SETTINGS = {
     "learning_rate": 5e-3,
@@ -150,7 +151,7 @@ def main() -> None:
                     bar.set_description(f"{name}, {order}")
                     row[order] = scores(name, stages, args.seeds, args.width)
                     bar.update()
-    except image_data.DataError as error:
+    except datasets.DataError as error:
         sys.exit(f"stage_order.py: error: {error}")
     print(report(found))
     if args.json:

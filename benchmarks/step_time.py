@@ -1,10 +1,10 @@
 """What a step costs: update and apply in one donated jit, beside another in the same rounds.
 
-    python benchmarks/step_time.py                        # 10M parameters, 50 leaves: 2 minutes
-    python benchmarks/step_time.py --sizes 100M --json benchmarks/results/step_time-cpu-100M.json
-    python benchmarks/step_time.py --variants amac 'amac, everything' --rounds 50
-    python benchmarks/step_time.py --baseline optax.contrib.muon --variants muon amac
-    python benchmarks/step_time.py --jobs lstm deep-mlp --rounds 100 --variants muon adamw
+    python -m benchmarks.step_time                        # 10M parameters, 50 leaves: 2 minutes
+    python -m benchmarks.step_time --sizes 100M --json benchmarks/results/step_time-cpu-100M.json
+    python -m benchmarks.step_time --variants amac 'amac, everything' --rounds 50
+    python -m benchmarks.step_time --baseline optax.contrib.muon --variants muon amac
+    python -m benchmarks.step_time --jobs lstm deep-mlp --rounds 100 --variants muon adamw
 
 Variants take turns, so that what slows the machine down slows all of them; a ratio is that of two
 times of one round. Every sample is five steps, of which one synchronizes and averages. On a device
@@ -32,10 +32,13 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-import options
-import programs
-import steps
-from steps import (
+from tqdm import tqdm
+
+import amac_jax
+from amac_jax import kernel_mask
+from amac_jax.optimizers import MINIMAX, NEWTON_SCHULZ, amac_techniques
+from benchmarks import options, programs, steps
+from benchmarks.steps import (
     BASELINE,
     STEPS,
     amac,
@@ -46,12 +49,7 @@ from steps import (
     optax_muon,
     share_of_steps,
 )
-from tqdm import tqdm
-from workloads import ALL
-
-import amac_jax
-from amac_jax import kernel_mask
-from amac_jax.optimizers import MINIMAX, NEWTON_SCHULZ, amac_techniques
+from benchmarks.workloads import ALL
 
 LEAST_ROUNDS = 3  # of a group, where time is short
 FUSED, FOREACH = "torch.optim.AdamW(fused=True)", "torch.optim.AdamW(foreach=True)"
@@ -710,7 +708,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--json must be a file whose name ends in .json, got '{args.json}'")
     device = jax.devices()[0]
     content: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/step_time.py", *(argv or sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", "benchmarks.step_time", *(argv or sys.argv[1:])]),
         "device": f"{device.platform}, {device.device_kind}",
         "versions": {
             "python": platform.python_version(),

@@ -1,7 +1,7 @@
 """What a run costs in a sweep: N MNIST trainings in one vmapped program, beside one alone.
 
-    python benchmarks/sweep_time.py               # 64 runs of an epoch each: 2 minutes on 2 cores
-    python benchmarks/sweep_time.py --runs 8 --optimizer adamw
+    python -m benchmarks.sweep_time               # 64 runs of an epoch each: 2 minutes on 2 cores
+    python -m benchmarks.sweep_time --runs 8 --optimizer adamw
 
 The ratio is the time of the program of N runs over N times that of one run, taken in turns,
 compilation apart; below 1 a sweep is cheaper than its runs.
@@ -20,11 +20,8 @@ import jax.numpy as jnp
 from tqdm import trange
 
 import amac_jax
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-sys.path.append(str(Path(__file__).parent))
-import image_data
-from image_runs import accuracies
+from amac_jax.tools import datasets
+from benchmarks.image_runs import accuracies
 
 
 def timed(program, *arguments) -> float:
@@ -36,15 +33,15 @@ def timed(program, *arguments) -> float:
 HELD_OUT = {"mnist": 10_000, "digits": 237}  # the last training images, which are tested on
 
 
-def images_of(dataset: str, data_dir: Path | None) -> image_data.Images:
-    data = image_data.load_digits_split()
+def images_of(dataset: str, data_dir: Path | None) -> datasets.Images:
+    data = datasets.load_digits_split()
     if dataset == "mnist":  # never other images in its place
-        data = image_data.load_mnist(data_dir)
-    return image_data.hold_out(data, HELD_OUT[dataset])
+        data = datasets.load_mnist(data_dir)
+    return datasets.hold_out(data, HELD_OUT[dataset])
 
 
 def measure(
-    images: image_data.Images, count: int, optimizer_name: str, epochs: int, rounds: int
+    images: datasets.Images, count: int, optimizer_name: str, epochs: int, rounds: int
 ) -> dict[str, Any]:
     """Seconds of one run and of `count` in one program, in turns, and their ratios."""
     data = jax.device_put(images[1:])
@@ -114,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--runs, --epochs and --rounds must be at least 1")
     try:
         images = images_of(args.dataset, args.data_dir)
-    except image_data.DataError as error:
+    except datasets.DataError as error:
         sys.exit(f"sweep_time.py: error: {error}")
     found = measure(images, args.runs, args.optimizer, args.epochs, args.rounds)
     device = jax.devices()[0]

@@ -1,6 +1,6 @@
 """Small jobs to compare optimizers on: data in three parts, a model, a budget, a target.
 
-    python benchmarks/workloads.py      # what they are
+    python -m benchmarks.workloads      # what they are
 
 The eleven in `WORKLOADS` cover what AMaC's authors say it is for: deep networks, noise, complex
 landscapes, little data. AMaC's defaults were chosen on them. Nothing is chosen on the jobs in
@@ -11,14 +11,10 @@ tiny Shakespeare. The training part is trained on, the validation part chooses h
 the test part is read once, by the runs that are reported.
 """
 
-import hashlib
 import math
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,13 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from amac_jax.tools import datasets
 from amac_jax.tools.landscapes import LANDSCAPES
+from examples.mnist.models import Conv
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import image_data
-from mnist import Conv
-
-TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # SHA-256
 CHARACTERS = 1_115_394  # of tiny Shakespeare
 TRAIN_CHARACTERS = int(0.9 * CHARACTERS)
 
@@ -95,9 +88,9 @@ class Workload:
 
 
 @cache
-def mnist() -> image_data.Images:
+def mnist() -> datasets.Images:
     """MNIST at 14 x 14 pixels, each the mean of 2 x 2, in a fixed random order."""
-    data = image_data.load_mnist()
+    data = datasets.load_mnist()
 
     def halved(images):
         blocks = images.reshape(-1, 14, 2, 14, 2).astype(np.float32)
@@ -105,7 +98,7 @@ def mnist() -> image_data.Images:
 
     order = np.random.default_rng(0).permutation(len(data.train_images))
     images, labels = data.train_images[order], data.train_labels[order]
-    return image_data.Images(
+    return datasets.Images(
         "mnist", halved(images), labels, halved(data.test_images), data.test_labels
     )
 
@@ -126,7 +119,7 @@ def mnist_splits(count: int, wrong_labels: float = 0.0) -> Splits:
 
 def digits_splits(count: int) -> Splits:
     """`count` of the 1,437 digits to train on, the others to choose by."""
-    data = image_data.load_digits_split()
+    data = datasets.load_digits_split()
     images, labels = data.train_images, data.train_labels
     return Splits(
         (images[:count], labels[:count]),
@@ -225,19 +218,11 @@ def image_job(model: nn.Module, splits: Splits, batch_size: int) -> Job:
 @cache
 def shakespeare() -> tuple[np.ndarray, int]:
     """Its characters as numbers, and how many different ones there are."""
-    root = os.environ.get("AMAC_JAX_DATA")
-    if not root:
-        raise image_data.DataError("tiny Shakespeare: set AMAC_JAX_DATA to a folder that holds it")
-    path = Path(root, "tinyshakespeare", "input.txt")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise image_data.DataError(f"{path}: cannot be read ({error.strerror})") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != TINY_SHAKESPEARE:
-        raise image_data.DataError(f"{path}: wrong content (SHA-256 {found[:8]}...)")
-    characters, numbers = np.unique(np.frombuffer(content, np.uint8), return_inverse=True)
-    return numbers.astype(np.uint8), len(characters)
+    text = datasets.load_text()
+    if text.name != "shakespeare":
+        raise datasets.DataError("tiny Shakespeare is nowhere, and no other text will do")
+    numbers = np.concatenate([text.train, text.validation]).astype(np.uint8)
+    return numbers, len(text.alphabet)
 
 
 def text_splits(window: int) -> Splits:
@@ -388,10 +373,10 @@ BATCHES = 10  # in the training part of a table
 
 def table_splits(name: str) -> Splits:
     """Columns have mean 0 and variance 1 in training. Classes of diabetes: thirds of its target."""
-    from sklearn import datasets
+    from sklearn import datasets as bundled
     from sklearn.model_selection import train_test_split
 
-    x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
+    x, y = getattr(bundled, f"load_{name}")(return_X_y=True)
     if name == "diabetes":
         y = np.digitize(y, np.quantile(y, [1 / 3, 2 / 3]))
     table = TABLES[name]

@@ -72,8 +72,10 @@ FAST = {
 
 # Tests of programs and of other libraries, which are not written for strict promotion.
 PROMOTE = {
+    "test_examples_gan",
     *("test_augmentation", "test_checkpoints", "test_compare_optimizers", "test_distributed_mnist"),
     *("test_landscapes_example", "test_mnist", "test_mnist_cnn"),  # examples/
+    "test_examples_text",
     *("test_accelerator_program", "test_on_gpu"),  # benchmarks/
     *("test_benchmarks", "test_comparison", "test_short_runs", "test_stage_order"),
     *("test_clients", "test_frameworks", "test_optax_suite"),  # other libraries

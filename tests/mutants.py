@@ -188,7 +188,6 @@ def enter(tree: Path, log: Path, limit: int) -> None:
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
     os.chdir(tree)
-    sys.path.insert(0, str(tree))
     os.environ["PYTHONPATH"] = str(tree)
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]

@@ -222,6 +222,10 @@ CASES = {
         partial(amac_jax.accumulate_gradients, amac_jax.amac(0.1, 20, **EVERY_TECHNIQUE)),
         {"steps": (2, 3)},
     ),
+    "skip_spikes": Case(
+        partial(amac_jax.skip_spikes, amac_jax.momentum(0.1)),
+        {"factor": (1.1, 1.5), "window": (2, 1), "patience": (1, 0)},
+    ),
     "compose": Case(
         partial(amac_jax.compose, optax.scale_by_rms()), {**RATE, **TECHNIQUES, "key": (1, 2)}
     ),
@@ -252,6 +256,16 @@ CASES = {
         amac_jax.amac,
         {"total_steps": (60, 40), "epochs": (12.0, 3.0)},
         fixed={"learning_rate": "auto", "average_start": 2},
+    ),
+    "scale_by_amac": Case(
+        amac_jax.scale_by_amac,
+        {
+            "total_steps": (20, 12),
+            **BETAS,
+            **{name: TECHNIQUES[name] for name in ("clip_norm", "centralize", "noise")},
+            "clip_value": TECHNIQUES["clip_value"],
+            "key": (1, 2),
+        },
     ),
     "amac recorded": Case(
         amac_jax.amac,
@@ -328,5 +342,6 @@ ON = {
     "sync_period": {"sync_period": 2, "slow_step_size": 0.5},
     "average_start": {"average_start": 2},
     "skip_nonfinite": {"skip_nonfinite": True},
+    "skip_spikes": {"skip_spikes": 10.0},
     "record_metrics": {"record_metrics": True},
 }

@@ -1,5 +1,7 @@
 """`ablate` against runs written out by hand, and on techniques that must or cannot help."""
 
+import inspect
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -317,3 +319,4 @@ def test_every_technique_of_amac_has_a_switch():
     assert {"clip_norm", "centralize", "noise", "clip_value", "momentum"} <= TECHNIQUES.keys()
     assert {"weight_decay", "cautious_decay", "sync_period", "slow_momentum"} <= TECHNIQUES.keys()
     assert {"average_start", "warmup_steps", "end_ratio"} <= TECHNIQUES.keys()
+    assert TECHNIQUES.keys() <= inspect.signature(amac_jax.amac).parameters.keys()

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 with mock.patch.dict(os.environ):  # targets.py sets variables for the process
-    import targets
-
-    from benchmarks import accelerator, programs
+    from benchmarks import accelerator, programs, targets
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the target cpu is compiled")
 

@@ -1,11 +1,12 @@
-"""`examples/augmentation.py` on pictures of coordinates, which show where each pixel came from."""
+"""The MNIST example's augmentation, on pictures of coordinates: where did each pixel come from?"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from augmentation import random_affine
 from scipy import ndimage
+
+from examples.mnist.augmentation import random_affine
 
 affine = jax.jit(random_affine)
 

@@ -1,6 +1,7 @@
 """`average_weights` against the mean of the snapshots in NumPy."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from amac_jax import average_weights, averaged_params, sgd
 from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train
@@ -166,3 +168,62 @@ def test_updates_pass_bit_for_bit():
     params, updates = normals(0, LIKE, 2)
     passed, _ = jax.jit(lambda *given: apply(average_weights(), *given))(updates, params)
     assert_same_bits(passed, updates)
+
+
+# --- Beside nnx.EMA -------------------------------------------------------------------------------
+
+
+class Net(nnx.Module):
+    def __init__(self, dtype: Any) -> None:
+        self.kernel = nnx.Param(jnp.array([1.0, -1.0, 0.5], dtype))
+
+
+def with_ema(
+    decay: float, dtype: Any, steps: int, update: Callable[[int, jax.Array], jax.Array]
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Our average, the average of Flax, and the weights after every step, all in float64."""
+    model = Net(dtype)
+    ema = nnx.EMA(model, decay=decay)
+    tx = optax.chain(optax.sgd(1.0), average_weights(start=1, decay=decay))
+    optimizer, passed = nnx.Optimizer(model, tx, wrt=nnx.Param), []
+    for step in range(steps):
+        moved = functools.partial(update, step)
+        gradient = jax.tree.map(lambda p, moved=moved: -moved(p), nnx.state(model, nnx.Param))
+        optimizer.update(model, gradient)
+        ema.update(model)
+        passed.append(np.asarray(model.kernel.get_value(), np.float64))
+    ours = averaged_params(optimizer)["kernel"]
+    return np.asarray(ours, np.float64), np.asarray(ema.params["kernel"], np.float64), passed
+
+
+def wave(step: int, p: jax.Array) -> jax.Array:
+    return jnp.full_like(p, np.sin(step))
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.8])
+def test_ends_where_nnx_ema_does_when_both_have_forgotten_the_start(decay, promoting):
+    ours, flax, _ = with_ema(decay, jnp.float32, 80, wave)
+    np.testing.assert_allclose(ours, flax, rtol=1e-5, atol=1e-6)
+
+
+def test_at_first_it_is_the_mean_where_nnx_ema_is_still_at_the_start(promoting):
+    """0.99 keeps 0.99^20 = 82 % of the weights before the first step; the mean keeps nothing."""
+    ours, flax, passed = with_ema(0.99, jnp.float32, 20, lambda step, p: jnp.full_like(p, 1.0))
+    np.testing.assert_allclose(ours, np.mean(passed, axis=0), rtol=1e-6)
+    start = np.array([1.0, -1.0, 0.5])
+    expected = start.copy()
+    for weights in passed:
+        expected = 0.99 * expected + 0.01 * weights
+    np.testing.assert_allclose(flax, expected, rtol=1e-5)
+    assert np.all(ours - start > 5 * (flax - start))
+
+
+def test_bfloat16_weights_are_averaged_where_nnx_ema_stands_still(promoting):
+    """The weights jump once by 1/16; a thousandth of it is far below bfloat16's 1/128 at 1."""
+
+    def jump(step: int, p: jax.Array) -> jax.Array:
+        return jnp.full_like(p, 0.0625 if step == 0 else 0.0)
+
+    ours, flax, passed = with_ema(0.999, jnp.bfloat16, 100, jump)
+    np.testing.assert_allclose(ours, passed[-1], rtol=1e-6)
+    np.testing.assert_array_equal(flax, [1.0, -1.0, 0.5])  # where it began

@@ -1,6 +1,7 @@
-"""Checkpoints: kill -9 at any moment, damage to every file, and `mnist.py --checkpoint-dir`."""
+"""Checkpoints of `examples/mnist/`: kill -9 at any moment, damage to every file, the program."""
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -8,19 +9,26 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-import checkpoints
 import jax
 import jax.numpy as jnp
-import mnist
 import numpy as np
 import pytest
-from checkpoints import CheckpointError, Checkpoints, Damaged, silent_leftovers, steps_in
 
+from examples.mnist import checkpoints, lock, models, options, training
+from examples.mnist.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    Damaged,
+    silent_leftovers,
+    steps_in,
+)
 from tests import warm
 from tests.helpers import SOAK, assert_same_bits
 
@@ -29,18 +37,21 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
 )
 
+ROOT = Path(__file__).parents[1]
 RUN = {"program": "a test", "configuration": {"batch_size": 4}}
 STATE = {
     "float32": jnp.array([[-0.0, jnp.nan, 1e-45], [jnp.inf, 1 / 3, 1.0]]),
     "bfloat16": jnp.arange(300, dtype=jnp.bfloat16),
     "nested": (jnp.uint8(7), {"empty": {}, "count": jnp.int32(-1)}),
 }
+HISTORY = {"loss": np.zeros(2, np.float32)}
 
 
 def save(folder: Checkpoints, epoch: int, state=STATE, run=RUN):
     history = {"loss": np.arange(3.0 * epoch, dtype=np.float32)}
     rows = [{"epoch": number, "loss": number / 3} for number in range(1, epoch + 1)]
     folder.save(epoch, state, history, rows=rows, run=run, about={})
+    folder.wait()
 
 
 def restored(folder: Checkpoints) -> checkpoints.Saved:
@@ -94,7 +105,8 @@ def test_the_displaced_one_is_moved_away_at_once_and_deleted_elsewhere(tmp_path,
 
 
 def test_what_killed_saves_leave_is_no_checkpoint_and_is_removed(folder):
-    shutil.copytree(folder / "2", folder / "7.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "2", folder / "unfinished" / "7.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "2", folder / "unfinished" / "7")
     shutil.copytree(folder / "2", folder / "trash" / "2")
     resumed = Checkpoints(folder, 3, resume=True)
     assert restored(resumed).epoch == 2
@@ -264,7 +276,7 @@ def environment(tmp_path_factory):
 
 def command(folder: Path, *more: str, epochs: int) -> list[str]:
     return [
-        sys.executable, mnist.__file__, "--dataset=digits", f"--epochs={epochs}",
+        sys.executable, "-m", "examples.mnist", "--dataset=digits", f"--epochs={epochs}",
         f"--out={folder / 'out'}", f"--checkpoint-dir={folder / 'checkpoints'}", *more,
     ]  # fmt: skip
 
@@ -291,20 +303,20 @@ def without_timings(folder: Path) -> dict:
 
 
 class Lives:
-    """One run of mnist.py with its checkpoints, as somebody who looks at the disk sees it."""
+    """One run of the example with its checkpoints, as somebody who looks at the disk sees it."""
 
     def __init__(self, folder: Path, epochs: int):
         self.folder, self.epochs = folder, epochs
         self.path = folder / "checkpoints"
-        args = mnist.checked(mnist.argument_parser(""), command(folder, epochs=epochs)[2:])
+        args = options.checked(options.argument_parser("", ""), command(folder, epochs=epochs)[3:])
         steps = epochs * 23
-        rate, tx = mnist.optimizer_of(args, steps)
+        rate, tx = options.optimizer_of(args, steps)
         images = jnp.zeros((1, 8, 8), jnp.uint8)
         self.like = jax.eval_shape(
-            lambda key: mnist.initial_state(mnist.MLP(), tx, key, images), jax.random.key(0)
+            lambda key: training.initial_state(models.MLP(), tx, key, images), jax.random.key(0)
         )
         self.run = {
-            "program": "mnist.py",
+            "program": "examples.mnist",
             "configuration": {**args.configuration, "learning_rate": rate, "steps": steps},
             "dataset": {"name": "digits", "train": 1437, "test": 360},
         }
@@ -373,11 +385,11 @@ def test_a_run_interrupted_and_killed_at_random_moments_ends_as_if_it_had_not_be
         # What was announced is there, and at most one more.
         assert newest - before - len(done) in (0, 1)
         in_start_up += not done
-        leftovers = [path.name for path in lives.path.glob("*") if not path.name.isdecimal()]
+        leftovers = {path.name for path in lives.path.glob("*[!0-9]")} - {"lock"}
         assert "refused" not in leftovers
         if done:  # a life without a save has left what an earlier one had left
             in_a_save += bool(leftovers)
-            lost += any("tmp" in name for name in leftovers)
+            lost += "unfinished" in leftovers
     print(
         f"{kills} kills, {in_start_up} before an epoch, {in_a_save} in a save or a removal, "
         f"{lost} unfinished saves, epoch {newest} reached"
@@ -387,7 +399,8 @@ def test_a_run_interrupted_and_killed_at_random_moments_ends_as_if_it_had_not_be
     warm.run(arguments, environment).check_returncode()
     assert_equal_to_the_bit(lives, expected)
     assert sorted(path.name for path in lives.path.iterdir()) == [
-        str(epoch) for epoch in range(lives.epochs - 2, lives.epochs + 1)
+        *(str(epoch) for epoch in range(lives.epochs - 2, lives.epochs + 1)),
+        "lock",
     ]
 
 
@@ -404,7 +417,7 @@ def interrupted_twice(lives: Lives, environment) -> list[str]:
         message = error.splitlines()[-1]
         assert message.startswith("interrupted; to go on: ")
         assert lives.newest() - max(announced(text + out)) in (0, 1)
-        assert all(path.name.isdecimal() for path in lives.path.iterdir())  # no save was cut off
+        assert [path.name for path in lives.path.glob("*[!0-9]")] == ["lock"]  # no save was cut off
         arguments = shlex.split(message.removeprefix("interrupted; to go on: "))
     assert "--resume" in arguments
     return arguments
@@ -421,18 +434,185 @@ def _heeding_interrupts():
 @pytest.mark.usefixtures("_heeding_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_a_save_waits_until_it_is_done(tmp_path, monkeypatch, number):
-    manager = checkpoints.ocp.CheckpointManager
-    saves = manager.save
+    """The signal reaches the main thread while it trains on, or while it waits for the save."""
+    saves = checkpoints.ocp.Checkpointer.save
 
     def disturbed(*args, **kwargs):
-        signal.raise_signal(number)
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)
         return saves(*args, **kwargs)
 
-    monkeypatch.setattr(manager, "save", disturbed)
-    writer = Checkpoints(tmp_path, 3, resume=False)
-    with checkpoints.interruptible(), pytest.raises(KeyboardInterrupt):
-        save(writer, 1)
-    assert writer.read(1, STATE, RUN).epoch == 1
+    monkeypatch.setattr(checkpoints.ocp.Checkpointer, "save", disturbed)
+    told = []
+
+    def train():
+        with checkpoints.interruptible(), Checkpoints(tmp_path, 3, resume=False) as writer:
+            writer.save(1, STATE, HISTORY, rows=[], run=RUN, about={}, then=lambda: told.append(1))
+            time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert told == [1]
+    assert checkpoints.steps_in(tmp_path) == [1]
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_a_save_goes_on_beside_training_and_one_alone_at_a_time(tmp_path, monkeypatch):
+    saves, go_on, events = checkpoints.ocp.Checkpointer.save, threading.Event(), []
+
+    def slow(*args, **kwargs):
+        events.append("begins")
+        assert go_on.wait(60)
+        saves(*args, **kwargs)
+        events.append("ends")
+
+    monkeypatch.setattr(checkpoints.ocp.Checkpointer, "save", slow)
+    step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0, state), donate_argnums=0)
+    state = jax.tree.map(jnp.array, STATE)
+    with Checkpoints(tmp_path, 3, resume=False) as writer:
+        rows = [{"epoch": 1}]
+        writer.save(
+            1, state, HISTORY, rows=rows, run=RUN, about={}, then=lambda: events.append("told")
+        )
+        state = step(state)  # which takes the place of what is saved, as the next epoch does
+        rows.append({"epoch": 2})
+        jax.block_until_ready(state)
+        assert "told" not in events
+        assert steps_in(tmp_path) == []
+        threading.Timer(0.2, go_on.set).start()
+        writer.save(
+            2, state, HISTORY, rows=rows, run=RUN, about={}, then=lambda: events.append("told")
+        )
+        assert events[:3] == ["begins", "ends", "told"]
+    assert events == ["begins", "ends", "told"] * 2
+    reader = Checkpoints(tmp_path, 3, resume=True)
+    assert_same_bits(reader.read(1, STATE, RUN).state, STATE)
+    assert [reader.read(epoch, STATE, RUN).rows[-1]["epoch"] for epoch in (1, 2)] == [1, 2]
+
+
+def test_an_epoch_is_told_when_its_files_and_names_are_on_the_disk(tmp_path, monkeypatch):
+    """And has its number only then, and what it displaces is removed only after that."""
+    events, folder = [], tmp_path / "new" / "folder"
+
+    def noting(module, name, path_of):
+        does = getattr(module, name)
+
+        def noted(*args):
+            path = Path(path_of(*args))
+            names = {inner.name for inner in path.iterdir()} if path.is_dir() else set()
+            events.append((name, path.relative_to(tmp_path), names))
+            return does(*args)
+
+        monkeypatch.setattr(module, name, noted)
+
+    noting(os, "fsync", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
+    noting(Path, "rename", lambda path, _: path)
+    with Checkpoints(folder, 1, resume=False) as writer:
+        assert [event[:2] for event in events] == [("fsync", Path("new")), ("fsync", Path("."))]
+        for epoch in (1, 2):
+            events.clear()
+            writer.save(epoch, STATE, HISTORY, rows=[], run=RUN, about={},
+                        then=lambda: events.append(("told", None, set())))  # fmt: skip
+            writer.wait()
+            unfinished, final = Path(f"new/folder/unfinished/{epoch}"), folder / str(epoch)
+            written = {unfinished / path.relative_to(final) for path in [final, *final.rglob("*")]}
+            numbered = [event[:2] for event in events].index(("rename", unfinished))
+            assert {path for name, path, _ in events[:numbered] if name == "fsync"} == written
+            (name, path, names), told, *removed = events[numbered + 1 :]
+            assert (name, path, told[0]) == ("fsync", Path("new/folder"), "told")
+            assert str(epoch) in names
+            assert [event[:2] for event in removed] == [("rename", Path("new/folder/1"))][
+                : epoch - 1
+            ]
+
+
+# The lock.
+
+
+def held_elsewhere(folder: Path) -> subprocess.Popen:
+    """A process that holds the lock of a folder until it is killed."""
+    code = f"""
+import pathlib, time
+from examples.mnist import lock
+with lock.held(pathlib.Path({str(folder)!r})):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_run_says_who_has_the_folder_and_one_that_follows_a_kill_goes_on(
+    tmp_path, environment
+):
+    lives = Lives(tmp_path, 500)
+    first = warm.Process(command(tmp_path, "--resume", epochs=500), environment)
+    text = until_an_epoch(first)
+    second = warm.run(command(tmp_path, "--resume", epochs=500), environment)
+    assert (second.returncode, second.stdout) == (1, "")
+    assert re.fullmatch(
+        rf"python -m examples.mnist: error: {lives.path}: is in use by process {first.pid} "
+        rf"on {re.escape(socket.gethostname())} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\S+\n",
+        second.stderr,
+    )
+    text += until_an_epoch(first)  # it has not noticed
+    first.kill()
+    third = warm.Process(command(tmp_path, "--resume", epochs=500), environment)
+    text += first.communicate()[0]
+    resumed = until_an_epoch(third)
+    third.kill()
+    third.communicate()
+    after = int(re.findall(r"going on after epoch (\d+)", resumed)[0])
+    assert after - max(announced(text)) in (0, 1)
+    assert lives.newest() >= max(announced(resumed))
+
+
+def test_the_lock_is_gone_with_its_process_and_only_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    holder = held_elsewhere(tmp_path)
+    with (
+        pytest.raises(CheckpointError, match=f"is in use by process {holder.pid} on"),
+        lock.held(tmp_path),
+    ):
+        pass
+    holder.kill()
+    holder.communicate()
+    with lock.held(tmp_path):  # though its file is there, and names the dead
+        assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
+        with pytest.raises(CheckpointError, match=f"process {os.getpid()} on"), lock.held(tmp_path):
+            pass
+    with lock.held(tmp_path):
+        pass
+
+
+def test_one_that_is_just_ending_is_waited_for(tmp_path):
+    holder = held_elsewhere(tmp_path)
+    threading.Timer(0.3, holder.kill).start()
+    with lock.held(tmp_path):
+        pass
+    holder.communicate()
+
+
+def test_where_files_cannot_be_locked_it_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    def refused(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refused)
+    with lock.held(tmp_path / "new"):
+        pass
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/new: cannot be locked (Operation not supported); let no other run use it\n"
+    )
+
+
+def test_a_lock_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(CheckpointError, match=r"lock: cannot be written \(.*\)$"):
+        lock.held(tmp_path).__enter__()
 
 
 def test_a_save_that_fails_is_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""The comparison, `examples/compare_optimizers.py`, with fewer optimizers, steps and seeds."""
+"""`examples/gallery/compare_optimizers.py`, with fewer optimizers, steps and seeds."""
 
 import contextlib
 import inspect
@@ -7,13 +7,13 @@ import json
 import os
 import sys
 
-import compare_optimizers
 import jax
 import numpy as np
 import pytest
-from compare_optimizers import GRID, TASKS, Problem
 
 import amac_jax
+from examples.gallery import compare_optimizers
+from examples.gallery.compare_optimizers import GRID, TASKS, Problem
 from tests import warm
 
 DEMOS = ["accumulation", "clipping", "schedules"]
@@ -218,7 +218,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 
 def test_it_starts_as_a_program_and_explains_itself():
-    done = warm.run([sys.executable, compare_optimizers.__file__, "--help"], dict(os.environ))
+    done = warm.run(
+        [sys.executable, "-m", "examples.gallery.compare_optimizers", "--help"],
+        dict(os.environ),
+    )
     assert done.returncode == 0, done.stderr
     for option in ("--task", "--optimizers", "--seeds", "--steps", "--out"):
         assert option in done.stdout

@@ -5,19 +5,20 @@ import functools
 import json
 from typing import Any
 
-import ablation
-import compare
-import comparison_report
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.datasets
-from contenders import CONTENDERS, Settings, trials
 from matplotlib.figure import Figure
 from scipy import stats
-from statistics_of_runs import holm, interval, welch
-from workloads import (
+
+import amac_jax
+from amac_jax.tools import datasets
+from benchmarks import ablation, compare, comparison_report
+from benchmarks.contenders import CONTENDERS, Settings, trials
+from benchmarks.statistics_of_runs import holm, interval, welch
+from benchmarks.workloads import (
     ALL,
     FRESH,
     POINTS,
@@ -26,13 +27,10 @@ from workloads import (
     Length,
     Splits,
     VisionTransformer,
-    image_data,
     mnist_splits,
     table_splits,
     train,
 )
-
-import amac_jax
 from tests.helpers import SOAK, assert_same_bits
 
 SMALL = ["--trials", "2", "--seeds", "2", "--width", "2"]
@@ -118,7 +116,7 @@ def test_every_contender_has_its_four_hyperparameters(name):
 def made_job(name):
     try:
         return ALL[name].make()
-    except image_data.DataError as error:
+    except datasets.DataError as error:
         pytest.skip(f"needs MNIST and tiny Shakespeare in AMAC_JAX_DATA: {error}")
 
 
@@ -262,7 +260,7 @@ def test_the_vision_transformer_sees_the_patches_of_an_image():
 def test_parts_of_mnist_share_no_image(count):
     try:
         splits = mnist_splits(count)
-    except image_data.DataError as error:
+    except datasets.DataError as error:
         pytest.skip(f"needs MNIST in AMAC_JAX_DATA: {error}")
     parts = [{image.tobytes() for image in images} for images, _ in splits]
     assert [len(images) for images, _ in splits] == [count, 1000, 10_000]
@@ -294,7 +292,7 @@ def test_every_row_of_a_table_is_in_one_part(name):
 def test_wrong_labels_are_wrong_in_training_alone():
     try:
         right, wrong = mnist_splits(5000), mnist_splits(5000, wrong_labels=0.2)
-    except image_data.DataError as error:
+    except datasets.DataError as error:
         pytest.skip(f"needs MNIST in AMAC_JAX_DATA: {error}")
     np.testing.assert_array_equal(right.train[0], wrong.train[0])
     assert np.mean(right.train[1] != wrong.train[1]) == pytest.approx(0.2, abs=0.02)

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import amac_jax
-from amac_jax._core.random import UNROLLS_THREEFRY
+from amac_jax._core.draws import UNROLLS_THREEFRY
 from benchmarks.step_time import (
     BASELINE,
     VARIANTS,

@@ -1,4 +1,4 @@
-"""`examples/distributed_mnist.py`: real processes on loopback, and the death of one of them."""
+"""`examples/mnist/distributed.py`: real processes on loopback, and the death of one of them."""
 
 import json
 import os
@@ -7,15 +7,14 @@ import shlex
 import shutil
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 
-import distributed_mnist
 import numpy as np
 import pytest
-from checkpoints import steps_in
 
+from examples.mnist import distributed, lock
+from examples.mnist.checkpoints import steps_in
 from tests import warm
 from tests.helpers import SOAK
 
@@ -37,7 +36,7 @@ def environment(tmp_path_factory):
 
 def command(folder: Path, *more: str, epochs: int = 4) -> list[str]:
     return [
-        sys.executable, distributed_mnist.__file__, "--dataset=digits", f"--epochs={epochs}",
+        *distributed.COMMAND, "--dataset=digits", f"--epochs={epochs}",
         "--learning-rate=0.01",  # at the rate of so few steps, last bits grow to parts of a percent
         f"--out={folder / 'out'}", f"--checkpoint-dir={folder / 'checkpoints'}", "--keep=9", *more,
     ]  # fmt: skip
@@ -64,6 +63,7 @@ def trained(folder: Path, process: warm.Process, *more: str) -> list[dict]:
     """The rows of its metrics.json."""
     out, error = process.communicate()
     assert process.returncode == 0, out + error
+    assert "epoch/s" not in error  # no bar in a pipe
     lines = [line for line in out.splitlines() if re.search(r"\bepoch +\d+/", line)]
     rows = json.loads((folder / "out" / "metrics.json").read_text())["epochs"]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
@@ -129,10 +129,10 @@ def test_when_one_is_killed_the_other_ends_and_says_so(tmp_path, environment):
     assert max(steps_in(tmp_path / "checkpoints")) >= 2
     if first.returncode == 1:  # in training: the connection of their sums is gone
         last = error.splitlines()[-1]
-        assert last.startswith("distributed_mnist.py: error: another process is gone (")
+        assert last.startswith(f"{distributed.NAME}: error: another process is gone (")
         assert "; to go on: " in last
         assert "--resume" in last
-    else:  # in a save, where one waits for the other's heartbeat
+    else:  # where JAX misses its heartbeat first
         assert_ended_by_jax(first, error)
 
 
@@ -142,7 +142,8 @@ def test_when_one_hangs_the_other_ends_and_says_so_and_one_goes_on(tmp_path, env
     assert_ended_by_jax(first, error)
     newest = max(steps_in(tmp_path / "checkpoints"))
     alone = warm.Process(
-        command(tmp_path, "--processes=1", "--resume", "--timeout=10", epochs=500), environment
+        command(tmp_path, "--processes=1", "--resume", "--timeout=10", epochs=500),
+        environment,
     )
     lines = until_epoch(newest + 1, alone)
     alone.kill()
@@ -188,7 +189,7 @@ def test_when_the_first_is_killed_its_parent_ends_the_rest_and_one_process_goes_
     assert process.returncode == 1
     last, _, again = error.splitlines()[-1].partition("; to go on: ")
     assert last == (
-        "distributed_mnist.py: error: process 0 of 2 ended by SIGKILL; the others have been ended"
+        f"{distributed.NAME}: error: process 0 of 2 ended by SIGKILL; the others have been ended"
     )
     for number in ids:
         with pytest.raises(ProcessLookupError):
@@ -203,6 +204,20 @@ def test_when_the_first_is_killed_its_parent_ends_the_rest_and_one_process_goes_
     np.testing.assert_allclose(losses(rows), losses(by_two[1]), rtol=TOLERANCE)
 
 
+def test_of_a_run_whose_folder_is_in_use_every_process_ends_and_says_who_has_it(
+    tmp_path, environment
+):
+    with lock.held(tmp_path / "checkpoints"):
+        done = warm.run(command(tmp_path, "--spawn=2", "--resume"), environment)
+    assert done.returncode == 1
+    said = f"error: {tmp_path}/checkpoints: is in use by process {os.getpid()} on "
+    *_, last = lines = done.stderr.splitlines()
+    assert any(line.startswith(f"{distributed.NAME}: {said}") for line in lines)
+    assert " of 2 ended with status 1; the others have been ended; to go on: " in last
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["lock"]
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_when_the_parent_is_killed_its_processes_end_too(tmp_path, environment):
     process = warm.Process(command(tmp_path, "--spawn=2", epochs=500), environment)
     while "process 1 of 2 has id" not in process.stdout.readline():
@@ -215,7 +230,7 @@ def test_when_the_parent_is_killed_its_processes_end_too(tmp_path, environment):
 def test_a_process_that_cannot_know_the_others_says_which_options_tell(tmp_path, environment):
     done = warm.run(command(tmp_path, "--processes=2"), environment)
     assert done.returncode == 1
-    assert done.stderr.startswith("distributed_mnist.py: error: ")
+    assert done.stderr.startswith(f"{distributed.NAME}: error: ")
     assert done.stderr.endswith(" (--coordinator, --processes and --process say it)\n")
     assert done.stderr.count("\n") == 1
 
@@ -235,8 +250,8 @@ def test_a_process_that_cannot_know_the_others_says_which_options_tell(tmp_path,
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        distributed_mnist.main([*arguments, f"--out={tmp_path}"])
+        distributed.main([*arguments, f"--out={tmp_path}"])
     text = capsys.readouterr().err if exit_info.value.code == 2 else str(exit_info.value.code)
     assert message in text.splitlines()[-1]
-    assert text.count("distributed_mnist.py: error: ") == text.count("error") or "usage" in text
+    assert text.count(f"{distributed.NAME}: error: ") == text.count("error") or "usage" in text
     assert not (tmp_path / "metrics.json").exists()

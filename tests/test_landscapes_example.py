@@ -1,14 +1,15 @@
-"""examples/landscapes.py: what its table and its pictures say."""
+"""examples/gallery/landscapes.py: what its table and its pictures say."""
 
 import re
+from pathlib import Path
 
 import jax
-import landscapes as example
 import numpy as np
 import pytest
 
 from amac_jax.tools.landscapes import LANDSCAPES, trajectory
 from amac_jax.tools.plotting import plot_gallery, plot_paths
+from examples.gallery import landscapes as example
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_plots_have_each_path_on_the_map_and_beside_it():
 
 def test_the_readmes_table_is_the_programs():
     """What the README says of Rosenbrock's function is what the command prints, to 2 digits."""
-    readme = (example.Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
     rows = re.findall(r"^\| (newton|momentum|nesterov|adamax|sgd) +\|(.*)\|$", readme, re.MULTILINE)
     for name, cells in rows:
         rate, distance, settled, *_ = (cell.strip() for cell in cells.split("|"))

@@ -14,7 +14,7 @@ import pytest
 
 import amac_jax
 from amac_jax import average_weights, averaged_params, lookahead, slow_params, store_state_in
-from amac_jax._core.random import fast_normal, random_words
+from amac_jax._core.draws import fast_normal, random_words
 from amac_jax._core.storage import narrow_stochastically, round_stochastically, storage
 from amac_jax.optimizers import EVERY_TECHNIQUE
 from tests.helpers import apply, assert_close, assert_same_bits, float64, normals, train

@@ -1,5 +1,6 @@
-"""The main job, `examples/mnist.py`, on scikit-learn's small digits."""
+"""The main job, `examples/mnist/`, on scikit-learn's small digits."""
 
+import contextlib
 import functools
 import gzip
 import json
@@ -9,13 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import image_data
-import mnist
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import amac_jax
+from amac_jax.tools import datasets
+from examples.mnist import models, trainer, training
+from examples.mnist.report import Report
 from tests import warm
 
+ROOT = Path(__file__).parents[1]
 FIELDS = ["epoch", "loss", "train_accuracy", "test_accuracy", "averaged_test_accuracy", "seconds"]
 
 
@@ -28,19 +34,19 @@ def pictures():
 def without_pictures(request, monkeypatch):
     """A picture takes longer than a run."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(mnist.Report, "draw", lambda report: None)
+        monkeypatch.setattr(Report, "draw", lambda report: None)
 
 
-digits = functools.cache(image_data.load_digits_split)
+digits = functools.cache(datasets.load_digits_split)
 
 
 @pytest.fixture(autouse=True)
 def digits_read_once(monkeypatch):
-    monkeypatch.setattr(image_data, "load_digits_split", digits)
+    monkeypatch.setattr(datasets, "load_digits_split", digits)
 
 
 def run(out: Path, *arguments: str) -> dict:
-    mnist.main(["--dataset", "digits", "--out", str(out), *arguments])
+    trainer.main(["--dataset", "digits", "--out", str(out), *arguments])
     return json.loads((out / "metrics.json").read_text())
 
 
@@ -69,13 +75,13 @@ def test_the_default_run_learns_and_reports(tmp_path, capsys, monkeypatch, pictu
 def test_a_pipe_gets_each_epochs_line_at_once_and_no_bar(tmp_path, capsys, monkeypatch):
     read, write = os.pipe()
     os.set_blocking(read, False)
-    add, seen = mnist.Report.add, []
+    add, seen = Report.add, []
 
     def add_and_look(report, row, metrics):
         seen.append(os.read(read, 10_000).decode())  # at the end of an epoch, before its line
         add(report, row, metrics)
 
-    monkeypatch.setattr(mnist.Report, "add", add_and_look)
+    monkeypatch.setattr(Report, "add", add_and_look)
     with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", pipe)  # which keeps 8 KiB before it writes them
         run(tmp_path, "--optimizer", "sgd", "--epochs", "3")
@@ -85,6 +91,38 @@ def test_a_pipe_gets_each_epochs_line_at_once_and_no_bar(tmp_path, capsys, monke
         [], ["1"], ["2"], ["3"]
     ]  # fmt: skip
     assert seen[0].startswith("first step")
+    assert capsys.readouterr().err == ""
+
+
+def test_with_checkpoints_a_line_comes_when_its_epoch_is_saved_and_no_later(
+    tmp_path, capsys, monkeypatch
+):
+    """From the thread that saves; the save before has ended when the next one begins."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    folder, add, seen, text = tmp_path / "checkpoints", Report.add, [], ""
+
+    def look():
+        nonlocal text
+        with contextlib.suppress(BlockingIOError):
+            text += os.read(read, 10_000).decode()
+        said = re.findall(r"^epoch (\d)/4", text, re.MULTILINE)
+        assert set(said) <= {path.name for path in folder.iterdir()}
+        return len(said)
+
+    def add_and_look(report, row, metrics):
+        seen.append(look())
+        add(report, row, metrics)
+
+    monkeypatch.setattr(Report, "add", add_and_look)
+    with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        arguments = ["--optimizer=sgd", "--epochs=4", "--keep=9", f"--checkpoint-dir={folder}"]
+        run(tmp_path, *arguments)
+        seen.append(look())  # before the pipe is closed, which would write what is left
+    os.close(read)
+    assert all(number - 2 <= said < number for number, said in enumerate(seen[:4], 1))
+    assert seen[4] == 4
     assert capsys.readouterr().err == ""
 
 
@@ -125,16 +163,16 @@ def test_augmentation_changes_what_is_trained_on_and_not_what_is_tested(tmp_path
 def test_the_last_batch_is_not_filled_up_with_images():
     images = np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8)
     # 5 images in batches of 4: two steps, and all 5 labels wrong or right, never more.
-    model, tx = mnist.MLP(), mnist.amac_jax.sgd(0.0, record_metrics=True)
+    model, tx = models.MLP(), amac_jax.sgd(0.0, record_metrics=True)
 
-    @mnist.jax.jit
+    @jax.jit
     def trained(key):
-        state = mnist.initial_state(model, tx, key, images)
-        logits = model.apply({"params": state.params}, mnist.as_input(images))
-        guesses = mnist.jnp.argmax(logits, -1)
-        return mnist.train_epoch(state, mnist.jnp.asarray(images), guesses, key, batch_size=4)
+        state = training.initial_state(model, tx, key, images)
+        logits = model.apply({"params": state.params}, models.as_input(images))
+        guesses = jnp.argmax(logits, -1)
+        return training.train_epoch(state, jnp.asarray(images), guesses, key, batch_size=4)
 
-    _, _, accuracy, metrics = trained(mnist.jax.random.key(0))
+    _, _, accuracy, metrics = trained(jax.random.key(0))
     assert float(accuracy) == 100.0
     assert metrics["grad_norm"].shape == (2,)
 
@@ -149,7 +187,7 @@ def mnist_like(tmp_path):
     """Files with MNIST's names that are not MNIST."""
     folder = tmp_path / "data"
     folder.mkdir()
-    for name in image_data.SHA256:
+    for name in datasets.SHA256:
         with gzip.open(folder / f"{name}.gz", "wb") as file:
             file.write(b"\0\0\x08\1\0\0\0\2ab")
     return folder
@@ -169,9 +207,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, mnist_like, argu
     out = tmp_path / "out"
     filled = [argument.format(folder=mnist_like) for argument in arguments]
     with pytest.raises(SystemExit) as exit_info:
-        mnist.main([*filled, "--out", str(out)])
+        trainer.main([*filled, "--out", str(out)])
     text = str(exit_info.value.code)
-    assert text.startswith("mnist.py: error: ")
+    assert text.startswith("python -m examples.mnist: error: ")
     assert message.format(folder=mnist_like) in text
     assert "\n" not in text
     assert not (out / "metrics.json").exists()
@@ -180,7 +218,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, mnist_like, argu
 def test_a_run_that_diverges_stops_and_says_so(tmp_path):
     arguments = ["--dataset=digits", "--optimizer=sgd", "--learning-rate=1e30", "--epochs=2"]
     with pytest.raises(SystemExit, match="epoch 1 is not finite; try a lower --learning-rate"):
-        mnist.main([*arguments, f"--out={tmp_path}"])
+        trainer.main([*arguments, f"--out={tmp_path}"])
     text = (tmp_path / "metrics.json").read_text()
     assert "NaN" not in text
     assert json.loads(text)["epochs"][0]["loss"] is None
@@ -188,14 +226,14 @@ def test_a_run_that_diverges_stops_and_says_so(tmp_path):
 
 def test_a_folder_that_would_not_be_read_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        mnist.main(["--dataset=digits", f"--data-dir={tmp_path}"])
+        trainer.main(["--dataset=digits", f"--data-dir={tmp_path}"])
     assert "--data-dir is for --dataset mnist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argument", ["--epochs=0", "--batch-size=-1", "--model=rnn", "--epochs=x"])
 def test_bad_options_are_refused_by_name(argument, capsys):
     with pytest.raises(SystemExit):
-        mnist.main([argument])
+        trainer.main([argument])
     assert argument.split("=")[0] in capsys.readouterr().err
 
 
@@ -203,7 +241,7 @@ def test_without_a_network_it_says_so_and_trains_on_the_digits(tmp_path):
     nowhere = "http://127.0.0.1:9"  # nothing listens on the discard port
     environment = {name: value for name, value in os.environ.items() if name != "AMAC_JAX_DATA"}
     done = warm.run(
-        [sys.executable, mnist.__file__, "--epochs=1", "--out", tmp_path / "out"],
+        [sys.executable, "-m", "examples.mnist", "--epochs=1", "--out", tmp_path / "out"],
         {**environment, "https_proxy": nowhere, "HTTPS_PROXY": nowhere, "no_proxy": "",
          "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")},
     )  # fmt: skip
@@ -214,8 +252,8 @@ def test_without_a_network_it_says_so_and_trains_on_the_digits(tmp_path):
 
 
 def test_without_checkpoints_orbax_is_not_imported():
-    code = "import sys, mnist; sys.exit('orbax.checkpoint' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(mnist.__file__).parent)
+    code = "import sys, examples.mnist.trainer; sys.exit('orbax.checkpoint' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys, monkeypatch, pictures):
@@ -227,10 +265,12 @@ def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys, monkey
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(mnist.Report, "draw", lambda report: None)
+        patch.setattr(Report, "draw", lambda report: None)
         report = again("--epochs=3", "--resume")
-    assert "no checkpoint yet; starting anew" in capsys.readouterr().out
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    out = capsys.readouterr().out
+    assert "no checkpoint yet; starting anew" in out
+    assert out.splitlines()[-1].startswith("for its checkpoint an epoch made training wait ")
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "lock"]
     for arguments, message in (
         (["--epochs=3"], "has checkpoints; add --resume or name another folder"),
         (["--epochs=4", "--resume"], f"{folder}/3: is of a run with --epochs 3, not 4"),
@@ -241,10 +281,10 @@ def test_what_a_folder_with_checkpoints_may_be_used_for(tmp_path, capsys, monkey
         with pytest.raises(SystemExit) as exit_info:
             again(*arguments)
         text = str(exit_info.value.code)
-        assert text.startswith("mnist.py: error: ")
+        assert text.startswith("python -m examples.mnist: error: ")
         assert message in text
         assert "\n" not in text
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "lock"]
     (tmp_path / "metrics.json").unlink()
     assert again("--epochs=3", "--resume") == report
     assert (tmp_path / "training.png").exists()
@@ -261,5 +301,5 @@ def test_a_checkpoint_folder_that_cannot_be_written_ends_the_run_before_it_begin
 
 def test_resume_needs_a_folder(capsys):
     with pytest.raises(SystemExit):
-        mnist.main(["--resume"])
+        trainer.main(["--resume"])
     assert "--resume needs --checkpoint-dir" in capsys.readouterr().err

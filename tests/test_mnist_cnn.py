@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-import mnist_cnn
 import pytest
+
+from benchmarks import mnist_cnn
 
 
 def report_of(averaged: list[float]) -> dict:
@@ -36,7 +37,7 @@ def test_it_runs_the_example_with_each_seed_and_checkpoints(tmp_path, monkeypatc
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text(json.dumps(report_of([98.0, 99.0 + len(commands)])))
 
-    monkeypatch.setattr(mnist_cnn.mnist, "main", example)
+    monkeypatch.setattr(mnist_cnn.trainer, "main", example)
     kept = tmp_path / "all.json"
     mnist_cnn.main(
         ["--epochs=2", "--seeds", "4", "7", "--no-augment", f"--out={tmp_path}", f"--json={kept}"]
@@ -47,7 +48,8 @@ def test_it_runs_the_example_with_each_seed_and_checkpoints(tmp_path, monkeypatc
         assert expected <= set(command)
         assert "--augment" not in command
         assert f"--checkpoint-dir={folder / 'checkpoints'}" in command
-        mnist_cnn.mnist.checked(mnist_cnn.mnist.argument_parser(""), command)  # it knows them all
+        options = mnist_cnn.options
+        options.checked(options.argument_parser("", ""), command)  # it knows them all
     assert "(100.00 101.00)" in capsys.readouterr().out
     assert len(json.loads(kept.read_text())) == 2
 

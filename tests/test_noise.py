@@ -23,7 +23,7 @@ from flax import serialization
 
 import amac_jax
 from amac_jax import inject_noise, noise_anneal
-from amac_jax._core.random import UNROLLS_THREEFRY, counter, normal
+from amac_jax._core.draws import UNROLLS_THREEFRY, counter, normal
 from tests import warm
 from tests.helpers import SOAK, assert_same_bits
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import programs
 import pytest
 from matplotlib.figure import Figure
 
-from benchmarks import on_gpu, step_time
+from benchmarks import on_gpu, programs, step_time
 
 ROOT = Path(__file__).parents[1]
 

@@ -33,11 +33,12 @@ SOURCES = sorted((ROOT / "amac_jax").rglob("*.py"))
 BELOW = {
     "_core": set(),
     "kernels": {"_core"},
+    "paths": {"_core"},
     "schedules": {"_core"},
     "techniques": {"_core", "kernels"},
     "wrappers": {"_core"},
     "optimizers": {"_core", "kernels", "schedules", "techniques", "wrappers"},
-    "state": {"_core", "techniques"},
+    "state": {"_core", "techniques", "wrappers"},
     "batch_stats": {"_core"},
     "tools": {"_core", "optimizers", "state", "techniques"},
     "__init__": None,  # the names, from everywhere
@@ -46,16 +47,20 @@ BELOW = {
 # other; so a technique and a wrapper have no sibling. A room's __init__ collects its names.
 BEFORE = {
     "_core": [
-        *("types", "xla", "polar", "paths", "hyperparameters", "ranges", "objective", "random"),
+        *("aliases", "xla", "polar", "paths", "hyperparameters", "ranges", "objective", "draws"),
         *("leaves", "moments", "measures", "boundary", "cores", "chain", "storage"),
     ],
     "schedules": ["_progress"],
     "techniques": [],
     "wrappers": [],
     "optimizers": ["_keywords", "_compose", "_muon", "_amac"],
-    "tools": ["_batches", "landscapes", "_range_test", "_ablation"],
+    "tools": [
+        *("datasets", "_batches", "_losses", "_runs", "landscapes", "_range_test", "_ablation"),
+        "_sweep",
+    ],
 }
-COLLECTS = {"techniques/_table.py"}  # the table, which names every technique
+# The tables, which name every technique and every optimizer.
+COLLECTS = {"techniques/_table.py", "optimizers/_by_name.py"}
 
 
 def imported(path: Path) -> set[str]:
@@ -103,14 +108,24 @@ def test_the_rooms_are_those_of_the_table():
     there = {path.relative_to(ROOT / "amac_jax").parts[0].removesuffix(".py") for path in SOURCES}
     assert there == BELOW.keys()
     core = {path.stem for path in (ROOT / "amac_jax" / "_core").iterdir() if path.suffix == ".py"}
-    assert core | {"random"} == {"__init__", *BEFORE["_core"]}
+    assert core | {"draws"} == {"__init__", *BEFORE["_core"]}
 
 
 # The public names.
 
 INTERNAL = {"amac_techniques"}  # public in their room alone
-MODULES = {"recipes", "tools", "landscapes", "plotting"}
-ON_DEMAND = ["ablate", "landscapes", "lr_range_test", "plotting", "recompute_batch_stats", "tools"]
+TABLES = {"OPTIMIZERS"}
+MODULES = {"recipes", "tools", "datasets", "landscapes", "plotting"}
+ON_DEMAND = [
+    "ablate",
+    "datasets",
+    "landscapes",
+    "lr_range_test",
+    "plotting",
+    "recompute_batch_stats",
+    "sweep",
+    "tools",
+]
 
 
 def test_every_public_function_is_listed_once():
@@ -123,15 +138,15 @@ def test_every_public_function_is_listed_once():
     }
     in_files = {
         name
-        for module in ("kernels", "state", "batch_stats")
+        for module in ("kernels", "paths", "state", "batch_stats")
         for name, function in vars(import_module(f"amac_jax.{module}")).items()
         if inspect.isfunction(function) and function.__module__ == f"amac_jax.{module}"
         if name[0] != "_" and name not in ("check_rule", "matrix_axes")
     }
-    assert (in_rooms | in_files) - INTERNAL | MODULES == set(amac_jax.__all__)
+    assert (in_rooms | in_files) - INTERNAL | MODULES | TABLES == set(amac_jax.__all__)
     for name in amac_jax.__all__:
         value = getattr(amac_jax, name)
-        assert inspect.isfunction(value) or name in MODULES
+        assert inspect.isfunction(value) or name in MODULES | TABLES
 
 
 def test_dir_is_the_public_names():
@@ -175,12 +190,12 @@ def test_help_begins_with_the_docstring_and_lists_every_function():
     shown = re.sub(r"\s+", " ", text)
     start = f"amac_jax NAME amac_jax - {first} DESCRIPTION {rest}"
     assert re.sub(r"\s+", " ", start) in shown[: len(start) + 100]
-    functions = [n for n in amac_jax.__all__ if n not in MODULES]
+    functions = [n for n in amac_jax.__all__ if n not in MODULES | TABLES]
     missing = [n for n in functions if not re.search(rf"^    {n}\(", text, re.MULTILINE)]
     assert not missing
 
 
-PUBLIC = sorted(set(amac_jax.__all__) - MODULES)
+PUBLIC = sorted(set(amac_jax.__all__) - MODULES - TABLES)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -216,7 +231,7 @@ by_keyword = pytest.mark.parametrize("row", OF_THE_PIPELINE, ids=lambda row: row
 
 def test_every_technique_has_literals_in_the_tests_table():
     assert [*table.OFF] == [row.keyword for row in NUMERIC]
-    around = ["skip_nonfinite", "record_metrics"]
+    around = ["skip_nonfinite", "skip_spikes", "record_metrics"]
     assert [*table.ON] == [row.keyword for row in OF_THE_PIPELINE] + around
     assert table.TECHNIQUES.keys() == {name for row in NUMERIC for name in row.ranges()}
     for row in NUMERIC:
@@ -418,3 +433,25 @@ def test_the_short_examples_run(example):
     assert len(errors) == 2
     assert max(errors) < 0.003
     assert len((ROOT / "examples" / "quickstart.py").read_text().splitlines()) <= 40
+
+
+def python_files(*rooms: Path) -> list[Path]:
+    return [path.relative_to(ROOT) for room in rooms for path in room.rglob("*.py")]
+
+
+def test_no_file_is_named_as_a_module_of_the_standard_library():
+    """A program's folder is where Python looks first: `random.py` there hides `random`."""
+    rooms = [room for room in ROOT.iterdir() if room.is_dir() and room.name != "runs"]
+    ours = python_files(*(room for room in rooms if room.name[0] != "."), ROOT / ".ci")
+    assert {"amac_jax", "benchmarks", "examples", "tests"} <= {path.parts[0] for path in ours}
+    names = {path: {*path.parent.parts, path.stem} for path in ours}
+    assert not [path for path in ours if names[path] & sys.stdlib_module_names]
+
+
+def test_no_program_changes_where_python_looks_for_modules():
+    """They are called from the root of a clone, so that each module has one name for all."""
+    changed = re.compile(r"sys\.path\.\w|addsitedir")
+    rooms = [ROOT / room for room in ("amac_jax", "benchmarks", "examples", "tests")]
+    here = Path(__file__).relative_to(ROOT)
+    ours = [path for path in python_files(*rooms) if path != here]
+    assert not [path for path in ours if changed.search((ROOT / path).read_text())]

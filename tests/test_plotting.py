@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from training_curves import training_curves
 
 from amac_jax.schedules import cosine, step_decay, warmup, warmup_cosine
 from amac_jax.tools import Ablation, Effect
 from amac_jax.tools.plotting import plot_ablation, plot_schedule
+from examples.mnist.curves import training_curves
 
 
 def lines(figure):

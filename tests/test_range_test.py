@@ -1,5 +1,6 @@
 """`lr_range_test` on a parabola, where every loss is known, and where there is nothing to find."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -76,6 +77,20 @@ def test_one_program_for_all_rates():
     assert traces_for(30) == traces_for(3) > 0
 
 
+def test_weights_and_batches_may_be_functions_of_keys_and_few_runs_go_at_a_time():
+    def run(**changes):
+        return lr_range_test(
+            parabola, lambda key: jax.random.normal(key), lambda key: jax.random.uniform(key),
+            optimizer=optax.sgd, low=1e-3, high=0.1, number=5, steps=16, **changes,
+        )  # fmt: skip
+
+    found = run()
+    assert np.all(np.diff(found.losses) < 0)  # the larger the rate the better, below 1 / curvature
+    assert found.start > found.losses[0]
+    np.testing.assert_allclose(run(width=2).losses, found.losses, rtol=1e-6)
+    assert run(key=1).start != found.start
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -84,6 +99,8 @@ def test_one_program_for_all_rates():
         ({"high": float("nan")}, "low and high must be"),
         ({"number": 1}, r"number must be a whole number in \[2, inf\), got 1"),
         ({"steps": 3}, r"steps must be a whole number in \[4, inf\), got 3"),
+        ({"width": 0}, r"width must be a whole number in \[1, inf\), got 0"),
+        ({"has_aux": True}, r"loss_fn must return \(loss, aux\) with has_aux=True"),
         ({"batches": {"x": BATCHES, "y": 1.0}}, "batches must be arrays with one first axis"),
         ({"batches": jnp.zeros((0, 3))}, "batches must be arrays with one first axis"),
         ({"loss_fn": lambda w, x: jnp.ones(2)}, "loss_fn must return a scalar"),

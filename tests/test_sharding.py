@@ -37,7 +37,7 @@ REWRITTEN = {"amac_reference 1", "amac_reference 2", "muon"}
 DIFFERENCE_OF_WEIGHTS = {"compose"}
 
 # The quintics of Muon magnify the last bits of their products; a device has whole kernels there.
-ORTHOGONAL = {"muon", "amac", "amac auto"}
+ORTHOGONAL = {"muon", "amac", "amac auto", "scale_by_amac"}
 # The state's error is twice as large with NorMuon's second moments, which are squares, and with
 # momentum behind a centralized gradient, which is singular: 1.3e-5 at most of 12 seeds, median
 # 7e-6.

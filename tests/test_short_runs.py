@@ -7,15 +7,14 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ppo_cartpole
 import pytest
-import short_report
-import short_runs
-from short_jobs import JOBS, ShortJob, marked_bits, smallest_ratio, trained, upper_case
-from short_variants import ADAMW, VARIANTS
-from workloads import image_data, shakespeare
 
 import amac_jax
+from amac_jax.tools import datasets
+from benchmarks import ppo_cartpole, short_report, short_runs
+from benchmarks.short_jobs import JOBS, ShortJob, marked_bits, smallest_ratio, trained, upper_case
+from benchmarks.short_variants import ADAMW, VARIANTS
+from benchmarks.workloads import shakespeare
 
 DISTINCT = [name for name in JOBS if name not in ("mlp-200", "mlp-400")]
 
@@ -29,7 +28,7 @@ def test_a_job_begins_steps_and_is_scored(name):
     job = dataclasses.replace(JOBS[name], steps=steps, pretraining=min(JOBS[name].pretraining, 1))
     try:
         task = job.make()
-    except image_data.DataError as error:
+    except datasets.DataError as error:
         pytest.skip(f"needs MNIST and tiny Shakespeare in AMAC_JAX_DATA: {error}")
     tx = amac_jax.sgd(0.01, average_start=1)
 
@@ -67,7 +66,7 @@ def test_the_class_is_whether_the_marked_bits_differ():
 def test_upper_case_is_that_of_the_characters():
     try:
         numbers, count = shakespeare()
-    except image_data.DataError as error:
+    except datasets.DataError as error:
         pytest.skip(f"needs tiny Shakespeare in AMAC_JAX_DATA: {error}")
     characters = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     assert len(characters) == count

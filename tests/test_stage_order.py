@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import optax
 import pytest
-import stage_order
 from scipy import stats
-from stage_order import COMPOSED, ORDERS, SETTINGS, chained, p_value, report
-from statistics_of_runs import interval
 
 import amac_jax
+from benchmarks import stage_order
+from benchmarks.stage_order import COMPOSED, ORDERS, SETTINGS, chained, p_value, report
+from benchmarks.statistics_of_runs import interval
 from tests.helpers import assert_close, normals
 
 LIKE = {"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(3, np.float32)}

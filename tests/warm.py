@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import jax
 
+ROOT = Path(__file__).parents[1]
 # Of the variables that tests set: those that JAX reads when it is imported.
 READ_AT_IMPORT = {
     "JAX_PLATFORMS": str,
@@ -41,10 +42,10 @@ class Process:
     Args:
       command: `[sys.executable, script, *arguments]` or `[sys.executable, "-m", module, ...]`.
       env: its environment.
-      cwd: its folder.
+      cwd: its folder; the checkout, where our modules are found.
     """
 
-    def __init__(self, command: list[Any], env: dict[str, str], cwd: str | Path = "."):
+    def __init__(self, command: list[Any], env: dict[str, str], cwd: str | Path = ROOT):
         assert command[0] == sys.executable
         readers, writers = zip(*(_context.Pipe(duplex=False) for _ in range(2)), strict=True)
         arguments = [os.fspath(argument) for argument in command[1:]]
@@ -101,7 +102,7 @@ class Process:
 
 
 def run(
-    command: list[Any], env: dict[str, str], cwd: str | Path = "."
+    command: list[Any], env: dict[str, str], cwd: str | Path = ROOT
 ) -> "subprocess.CompletedProcess[str]":
     """As `subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)`."""
     process = Process(command, env, cwd)

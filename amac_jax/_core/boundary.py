@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax._core.aliases import Keywords, Tree
 from amac_jax._core.hyperparameters import Hyperparameter, next_count
 from amac_jax._core.leaves import (
     Entered,
@@ -30,7 +31,6 @@ from amac_jax._core.leaves import (
 from amac_jax._core.measures import Measure
 from amac_jax._core.paths import written_path
 from amac_jax._core.ranges import Range, check_arguments
-from amac_jax._core.types import Keywords, Tree
 from amac_jax._core.xla import only_when
 
 
@@ -329,6 +329,26 @@ def foreign(tx: optax.GradientTransformation) -> Stage:
             return tx.update(updates, state, params, **(step.extra_args if takes_them else {}))
 
     return Stage(update, lambda params: tx.init(widen(params)))
+
+
+def held(tx: optax.GradientTransformation) -> tuple[Callable[..., Tree], Callable[..., Any]]:
+    """A whole transformation of which single steps are skipped: its `init`, and a step.
+
+    The step is (entered, inner state, takes, count) -> (updates, inner state), with `takes` ()
+    bool: where it is False, the updates are -0 and the state stays what it is, to the bit. A
+    foreign transformation, which keeps its own count, has no use for `count`.
+    """
+    is_ours = isinstance(tx, Transformation) and tx.stage is not None
+    stage = self_contained(stage_of(tx))
+
+    def step(inside: Entered, inner: Tree, takes: jax.Array, count: jax.Array) -> tuple[Tree, Tree]:
+        before = inner if is_ours else CountedState(count, inner)
+        one = stage.at(Step.into(inside, before.count, takes), inside.params)
+        new, state = stage.update(inside.updates, before.inner, inside.params, one)
+        after = before.after(state, takes)
+        return inside.leave(new), after if is_ours else after.inner
+
+    return lambda params: tx.init(trained_only(params)), step
 
 
 Arguments = ParamSpec("Arguments")

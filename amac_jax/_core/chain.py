@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Observation, Stage, Step, in_turn
 from amac_jax._core.hyperparameters import (
     Hyperparameter,
@@ -20,7 +21,6 @@ from amac_jax._core.hyperparameters import (
 from amac_jax._core.leaves import each_leaf, widen
 from amac_jax._core.measures import Measure, Norm, taken, term_of
 from amac_jax._core.ranges import NON_NEGATIVE, checked
-from amac_jax._core.types import Tree
 from amac_jax._core.xla import after, one_by_one, only_when
 
 
@@ -95,6 +95,19 @@ def chain(
         name="record_metrics",
         hyperparameters={"learning_rate": (learning_rate, NON_NEGATIVE)},
     )
+
+
+def without_rate(stages: Sequence[Stage]) -> Stage:
+    """Like `optax.chain` of the stages, inside one boundary: a direction, not an optimizer."""
+
+    def init(params: Tree) -> tuple[Tree, ...]:
+        return tuple(stage.begin(params) for stage in stages)
+
+    def update(updates: Tree, state: Tree, params: Tree, step: Step):
+        updates, seen = in_turn(stages, updates, state, params, step)
+        return updates, tuple(one.state for one in seen)
+
+    return Stage(update, init, is_optimizer=False, is_chain=True)
 
 
 def summed_first(params: Tree) -> Tree:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, stage_of
-from amac_jax._core.types import Tree
 
 
 def core_stage(core: optax.GradientTransformation, argument: str = "core") -> Stage:

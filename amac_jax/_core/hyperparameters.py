@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from amac_jax._core.types import promoted
+from amac_jax._core.aliases import promoted
 
 Count: TypeAlias = int | np.ndarray | jax.Array
 """The number of updates made before this one: 0 at first; an array of counts gives an array."""

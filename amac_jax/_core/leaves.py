@@ -12,8 +12,8 @@ from jax.sharding import AxisType
 from jax.tree_util import KeyPath
 from jax.typing import ArrayLike, DTypeLike
 
+from amac_jax._core.aliases import Keywords, Tree, promoted
 from amac_jax._core.paths import written_path
-from amac_jax._core.types import Keywords, Tree, promoted
 from amac_jax._core.xla import only_when
 
 Arrays = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct

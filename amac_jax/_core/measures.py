@@ -7,9 +7,9 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from amac_jax._core.aliases import Tree, promoted
 from amac_jax._core.leaves import wide_dtype
 from amac_jax._core.moments import abs_square
-from amac_jax._core.types import Tree, promoted
 from amac_jax._core.xla import one_by_one
 
 

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.leaves import each_leaf
-from amac_jax._core.types import Tree
 
 
 def abs_square(x: jax.Array) -> jax.Array:

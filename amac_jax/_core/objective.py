@@ -6,7 +6,7 @@ from typing import TypeAlias
 import jax
 import optax
 
-from amac_jax._core.types import Tree
+from amac_jax._core.aliases import Tree
 
 Objective: TypeAlias = Callable[[Tree], jax.Array]
 """A function of the parameters alone that returns a scalar."""

@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.tree_util import KeyPath
 
-from amac_jax._core.types import Tree
+from amac_jax._core.aliases import Tree
 
 
 def written_path(path: KeyPath) -> str:

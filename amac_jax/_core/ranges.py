@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from amac_jax._core.aliases import Keywords
 from amac_jax._core.hyperparameters import Count, Hyperparameter, value_at, whole_value_at
-from amac_jax._core.types import Keywords
 
 
 class Range(NamedTuple):
@@ -55,6 +55,7 @@ DECAY = Range(0, 1, includes_high=False, needs_float32=True)  # for a moving ave
 DECAY_OR_MEAN = Range(0, 1, needs_float32=True)  # 1 is the plain mean
 COUNT = Range(1, math.inf, includes_high=False, whole=True)
 COUNT_OR_ZERO = Range(0, math.inf, includes_high=False, whole=True)
+ABOVE_ONE = Range(1, math.inf, includes_low=False)  # for a factor of what is usual; inf is off
 AT_LEAST_ONE = Range(1, math.inf, includes_high=False)
 MULTIPLIERS = Range(0, math.inf, includes_high=False, takes_trees=True)
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Observation, Stage, Step
+from amac_jax._core.draws import random_words
+from amac_jax._core.draws.keys import Key, as_key_data, check_key, sub_key, typed_key
 from amac_jax._core.leaves import widen
 from amac_jax._core.measures import Measure
-from amac_jax._core.random import random_words
-from amac_jax._core.random.keys import Key, as_key_data, check_key, sub_key, typed_key
-from amac_jax._core.types import Tree
 from amac_jax._core.xla import opaque_zero
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from amac_jax._core.types import Tree
+from amac_jax._core.aliases import Tree
 
 
 def opaque_zero(count: jax.Array) -> jax.Array:

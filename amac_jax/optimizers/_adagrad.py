@@ -30,7 +30,7 @@ def adagrad(
       eps: in the square of the gradient's unit; >= 0.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. The core is
@@ -78,7 +78,7 @@ def rmsprop(
       eps: in the square of the gradient's unit; >= 0.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. The core is `optax.scale_by_rms`.

@@ -9,12 +9,17 @@ from typing import Any, Literal, NamedTuple, Unpack, cast
 import jax
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
-from amac_jax._core.boundary import Transformation
+from amac_jax._core.aliases import Keywords, is_function
+from amac_jax._core.boundary import Transformation, described, transformation
+from amac_jax._core.chain import without_rate
+from amac_jax._core.draws import Sampler
+from amac_jax._core.draws.keys import Key
 from amac_jax._core.hyperparameters import Hyperparameter, derived, is_number, product
 from amac_jax._core.ranges import COUNT, DECAY, NON_NEGATIVE, POSITIVE, UNIT, Range, check, checked
-from amac_jax._core.types import Keywords, is_function
-from amac_jax.optimizers._compose import compose
+from amac_jax.kernels import FanInRule
+from amac_jax.optimizers._compose import compose, stages_of
 from amac_jax.optimizers._keywords import core_of, takes_techniques
 from amac_jax.optimizers._muon import scale_by_orthogonal
 from amac_jax.schedules import linear_anneal, warmup_cosine
@@ -32,7 +37,8 @@ class Core(NamedTuple):
     """What AMaC makes of the length of a run for one of its cores; `xp` is NumPy or jax.numpy."""
 
     rate: Callable[[Any, Any], Any]  # (xp, total_steps) -> the peak of the learning rate
-    build: Callable[..., optax.GradientTransformation]  # (total_steps, b1, b2, eps)
+    # (total_steps, b1, b2, eps, fan_in_axes)
+    build: Callable[..., optax.GradientTransformation]
     techniques: Keywords  # what "auto" stands for; None for a keyword that is not here
 
 
@@ -51,11 +57,23 @@ def decay_of(xp: Any, epochs: Any) -> Any:
     return xp.clip(epochs / 30.0, 0.05, 0.8)
 
 
-def _adam(total_steps: Hyperparameter, b1: Hyperparameter, b2: Hyperparameter, eps: Hyperparameter):
+def _adam(
+    total_steps: Hyperparameter,
+    b1: Hyperparameter,
+    b2: Hyperparameter,
+    eps: Hyperparameter,
+    fan_in_axes: FanInRule | None,
+):
     return core_of(optax.scale_by_adam, b1=b1, b2=b2, eps=eps)
 
 
-def _muon(total_steps: Hyperparameter, b1: Hyperparameter, b2: Hyperparameter, eps: Hyperparameter):
+def _muon(
+    total_steps: Hyperparameter,
+    b1: Hyperparameter,
+    b2: Hyperparameter,
+    eps: Hyperparameter,
+    fan_in_axes: FanInRule | None,
+):
     def others_multiplier(xp: Any, total_steps: Any) -> Any:
         return adam_rate(xp, total_steps) / muon_rate(xp, total_steps)
 
@@ -63,6 +81,7 @@ def _muon(total_steps: Hyperparameter, b1: Hyperparameter, b2: Hyperparameter, e
         b1,
         others=core_of(optax.scale_by_adam, b2=b2, eps=eps),
         others_multiplier=derived(others_multiplier, total_steps),
+        fan_in_axes=fan_in_axes,
     )
 
 
@@ -189,7 +208,7 @@ def amac(
       key: an integer seed or a JAX key, for noise and for rounding.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it.
@@ -217,10 +236,10 @@ def amac(
     if isinstance(core, str):
         row = _named(core)
         usual_rate: Any = derived(row.rate, total_steps)
-        transformation = row.build(total_steps, b1, b2, eps)
+        transformed = row.build(total_steps, b1, b2, eps, techniques.get("fan_in_axes"))
     else:
         _check_own_core(core, learning_rate, b1=b1, b2=b2, eps=eps)
-        usual_rate, transformation = learning_rate, core
+        usual_rate, transformed = learning_rate, core
     peak = _auto("learning_rate", learning_rate, usual_rate, NON_NEGATIVE)
     settings: dict[str, Any] = {**_AUTO, **techniques}
     around = amac_techniques(total_steps, core, **settings)
@@ -236,7 +255,7 @@ def amac(
         warmup = _auto("warmup_steps", warmup_steps, usual_warmup)
         end = _auto("end_ratio", end_ratio, 0.3, UNIT)
         rate = warmup_cosine(peak, total_steps, 0 if warmup is None else warmup, product(peak, end))
-    tx = cast(Transformation, compose(transformation, rate, **around))
+    tx = cast(Transformation, compose(transformed, rate, **around))
     tx.resolved = {
         "learning_rate": peak, "warmup_steps": warmup, "end_ratio": end,
         **{name: around.get(name) for name in _AUTO},
@@ -307,6 +326,91 @@ def amac_techniques(
             f"average_start must be at most total_steps, {total_steps!r}, or inf, got {start!r}"
         )
     return around
+
+
+@checked(total_steps=COUNT, b1=DECAY, b2=DECAY, eps=NON_NEGATIVE)
+def scale_by_amac(
+    total_steps: Hyperparameter,
+    *,
+    core: Literal["muon", "adam"] | optax.GradientTransformation = "muon",
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    clip_norm: Hyperparameter | None = None,
+    centralize: Hyperparameter | Literal["auto"] | None = "auto",
+    fan_in_axes: FanInRule | None = None,
+    noise: Hyperparameter | None = None,
+    key: Key = 0,
+    sampler: str | Sampler = "fast",
+    relative_noise: bool = False,
+    clip_value: Hyperparameter | Literal["auto"] | None = "auto",
+    state_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of `amac` at a learning rate of 1: without rate, weight decay and sign.
+
+        g -> clip by global norm -> centralize -> core -> noise -> clip by value -> d
+
+    It is for trainers that multiply with the rate and add the decay themselves, as they do with
+    `optax.scale_by_adam`. It has the stages of `amac` that come before the learning rate. In
+    "muon" the factor c of all leaves but kernels, which `amac` explains, is inside.
+
+    The stages of `amac` after the rate see whole updates or parameters, and stand after the rate
+    in a chain too. This is `amac(schedule, T, core="adam", weight_decay=0.1, decay_floor=None)`:
+
+        optax.chain(
+            amac_jax.scale_by_amac(T, core="adam"),
+            optax.add_decayed_weights(0.1, amac_jax.kernel_mask),
+            optax.scale_by_learning_rate(schedule),
+            amac_jax.lookahead(5, 0.8),               # not in "muon"
+            amac_jax.average_weights(0.75 * T, 5),    # read with `averaged_params`
+        )
+
+    `heavy_ball` stands directly after the rate, and the decay of `amac` after it: there it is
+    `decay_weights`, whose rate is eta_t lambda.
+
+    Args:
+      total_steps: the length of the run, in steps, whole, >= 1; may be traced. c and the noise
+        depend on it. A good peak of the rate, and a good decay, are what "auto" stands for in
+        `amac`: 0.015 sqrt(1000 / T) in "muon", 0.01 (1000 / T)^(1/3) in "adam".
+      core, b1, b2, eps, centralize, noise, key, clip_value: as in `amac`, "auto" included.
+      clip_norm: limit on the gradients' global norm. Off: None or inf. See `clip_by_global_norm`.
+      fan_in_axes: the rule for kernels and their fan-in axes. None is `amac_jax.fan_in_axes`.
+      sampler, relative_noise: see `inject_noise`.
+      state_dtype: "bfloat16" stores the state of the core in it. Off: None or "float32".
+
+    Returns:
+      A transformation whose updates point along the gradient, in the shapes and dtypes of the
+      gradients. State: `CountedState` around the states of the core and of the techniques that are
+      in, in the order above.
+
+    Raises:
+      ValueError: for an argument outside its range; for an unknown core; with a core of your own,
+        for b1, b2 and eps; from `init`, for complex parameters with `noise` or `clip_value`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = optax.chain(scale_by_amac(1000), optax.scale_by_learning_rate(0.01))
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> updates["bias"].round(5)
+      Array([-0.00667, -0.00667], dtype=float32)
+    """
+    given: dict[str, Any] = {
+        "clip_norm": clip_norm, "centralize": centralize, "fan_in_axes": fan_in_axes,
+        "noise": noise, "key": key, "sampler": sampler, "relative_noise": relative_noise,
+        "clip_value": clip_value, "state_dtype": state_dtype,
+    }  # fmt: skip
+    if isinstance(core, str):
+        transformed = _named(core).build(total_steps, b1, b2, eps, fan_in_axes)
+    else:
+        _check_own_core(core, None, b1=b1, b2=b2, eps=eps)
+        transformed = core
+    of_the_rest = dict.fromkeys(("weight_decay", "sync_period", "average_start"))
+    around = amac_techniques(total_steps, core, **given, **of_the_rest)
+    stage = without_rate(stages_of({"core": transformed, **around}))
+    arguments = {"total_steps": total_steps, "core": core, "b1": b1, "b2": b2, "eps": eps}
+    written = {name: around.get(name, value) for name, value in given.items()}
+    return transformation(stage, described("scale_by_amac", {**arguments, **written}))
 
 
 def _named(core: str) -> Core:

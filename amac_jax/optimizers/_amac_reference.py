@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, technique
+from amac_jax._core.draws import Sampler
+from amac_jax._core.draws.keys import Key
 from amac_jax._core.hyperparameters import Count, Schedule, next_count, step_number
 from amac_jax._core.leaves import copied
-from amac_jax._core.random import Sampler
-from amac_jax._core.random.keys import Key
 from amac_jax._core.ranges import AT_LEAST_ONE as LENGTH
 from amac_jax._core.ranges import COUNT, DECAY, LIMIT, NON_NEGATIVE, UNIT, checked
-from amac_jax._core.types import Tree
 from amac_jax._core.xla import only_when
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._keywords import core_of

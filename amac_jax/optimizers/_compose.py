@@ -6,13 +6,14 @@ from typing import Unpack
 
 import optax
 
-from amac_jax._core.boundary import stage_of, transformation
+from amac_jax._core.aliases import Keywords
+from amac_jax._core.boundary import Stage, stage_of, transformation
 from amac_jax._core.chain import chain
 from amac_jax._core.hyperparameters import Hyperparameter
-from amac_jax._core.ranges import COUNT, check
+from amac_jax._core.ranges import ABOVE_ONE, COUNT, check
 from amac_jax.optimizers._keywords import check_companions, takes_techniques
 from amac_jax.techniques import RANGES, TECHNIQUES, Techniques
-from amac_jax.wrappers import skip_nonfinite
+from amac_jax.wrappers import skip_nonfinite, skip_spikes
 
 
 @takes_techniques()
@@ -70,6 +71,8 @@ def compose(
         average_decay: decay of a moving average of weights. Off: None or 1, the plain mean.
         state_dtype: "bfloat16" stores state in it, rounded at random. Off: None or "float32".
         skip_nonfinite: whether a step with a NaN or infinite gradient changes only a counter.
+        skip_spikes: factor of the usual norm of the gradients above which a step changes only
+          counters, as does one with a NaN. Off: None or inf. See `skip_spikes`.
         record_metrics: whether to record scalars for `amac_jax.metrics`; a number n records them at
           the first step and every n-th.
 
@@ -78,7 +81,8 @@ def compose(
       among the parameters have updates of 0. Other leaves that are not trained, such as keys, get
       their gradients back. State: `CountedState(count, ComposeState(last_learning_rate, metrics,
       stages))`. `stages` has the states of the core, the learning rate and the techniques, in the
-      order of the pipeline. With `skip_nonfinite` it is all inside `optax.ApplyIfFiniteState`.
+      order of the pipeline. With `skip_nonfinite` it is all inside `optax.ApplyIfFiniteState`, with
+      `skip_spikes` inside `SkipSpikesState`.
 
     Raises:
       TypeError: for an unknown keyword; the message names the nearest one, if there is one.
@@ -98,18 +102,28 @@ def compose(
       >>> updates["bias"].round(3)
       Array([-0.1, -0.1], dtype=float32)
     """
-    given = {"core": core, "learning_rate": learning_rate, **techniques}
-    for name, allowed in RANGES.items():
-        value = given.get(name)
-        if name == "learning_rate" or (value is not None and value is not False):
-            check(name, value, allowed)
-    check_companions(given)
-    stage_of(core, "core")  # for its errors
-    stages = [row.stage(given) for row in TECHNIQUES if row.is_in(given)]
+    check("learning_rate", learning_rate, RANGES["learning_rate"])
+    stages = stages_of({"core": core, "learning_rate": learning_rate, **techniques})
+    factor = techniques.get("skip_spikes")
+    if factor is not None:
+        check("skip_spikes", factor, ABOVE_ONE)
     every = techniques.get("record_metrics")
     if isinstance(every, bool):
         every = 1 if every else None
     elif every is not None:
         check("record_metrics", every, COUNT)
     tx = transformation(chain(stages, learning_rate, record_every=every))
-    return skip_nonfinite(tx) if techniques.get("skip_nonfinite") else tx
+    if techniques.get("skip_nonfinite"):
+        tx = skip_nonfinite(tx)
+    return tx if factor is None else skip_spikes(tx, factor)
+
+
+def stages_of(given: Keywords) -> list[Stage]:
+    """The core and the techniques of these keywords of `compose`, in the order of the pipeline."""
+    for name, allowed in RANGES.items():
+        value = given.get(name)
+        if value is not None and value is not False:
+            check(name, value, allowed)
+    check_companions(given)
+    stage_of(given["core"], "core")  # for its errors
+    return [row.stage(given) for row in TECHNIQUES if row.is_in(given)]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from amac_jax._core.aliases import Keywords, Tree
 from amac_jax._core.boundary import (
     Step,
     Transformation,
@@ -21,7 +22,6 @@ from amac_jax._core.boundary import (
     transformation,
 )  # fmt: skip
 from amac_jax._core.hyperparameters import is_number
-from amac_jax._core.types import Keywords, Tree
 from amac_jax.techniques import KEYWORDS, TECHNIQUES
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -99,7 +99,7 @@ def takes_techniques(**defaults: Any) -> Callable[[Factory], Factory]:
         def build(*args: Any, **given: Any) -> Any:
             for name in given:
                 if name not in known:
-                    raise TypeError(_unknown(factory.__name__, name, known))
+                    raise TypeError(unknown_keyword(factory.__name__, name, known))
             given = with_defaults(defaults, given)
             try:
                 arguments = signature.bind(*args, **given)
@@ -201,7 +201,8 @@ ADAM_DECAYS = {"b1": 0.9, "b2": 0.999}
 """The decays of `optax.scale_by_adam` and their defaults."""
 
 
-def _unknown(factory: str, name: str, known: list[str]) -> str:
+def unknown_keyword(factory: str, name: str, known: list[str]) -> str:
+    """What is said of a keyword that a factory does not have, with the nearest that it has."""
     if name in _FOREIGN:
         return f"{factory}() does not take {name!r}: {_FOREIGN[name]}"
     nearest = difflib.get_close_matches(name, known, n=1)

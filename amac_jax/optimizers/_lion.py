@@ -38,7 +38,7 @@ def lion(
       weight_decay: lambda, >= 0. Three to ten times AdamW's give the same eta lambda. Off: 0.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. The core is `optax.scale_by_lion`.

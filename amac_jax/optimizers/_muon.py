@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.cores import core_stage
 from amac_jax._core.hyperparameters import Hyperparameter, is_number, step_number
@@ -22,7 +23,6 @@ from amac_jax._core.moments import abs_square, bias_corrected, moving_average
 from amac_jax._core.paths import check_fits, check_patterns, first_fit, is_masked
 from amac_jax._core.polar import MINIMAX, Quintic, polar_factor
 from amac_jax._core.ranges import DECAY, NON_NEGATIVE, POSITIVE, checked
-from amac_jax._core.types import Tree
 from amac_jax.kernels import FanInRule, MatrixAxes, check_rule, matrix_axes
 from amac_jax.kernels import fan_in_axes as default_rule
 from amac_jax.optimizers._compose import compose
@@ -75,7 +75,7 @@ def muon(
         `heavy_ball`. Off: None or 0.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. The core is `scale_by_orthogonal`.

@@ -11,11 +11,11 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter, is_number
 from amac_jax._core.objective import Objective, check_objective, hessian_vector_product
 from amac_jax._core.ranges import COUNT, NON_NEGATIVE
-from amac_jax._core.types import Tree
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._keywords import takes_techniques
 from amac_jax.techniques import Techniques
@@ -54,7 +54,7 @@ def newton(
         NumPy number sets the size of the basis. An array or a schedule may lower it from 32.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. Its `update` needs `params` and `value_fn`. The

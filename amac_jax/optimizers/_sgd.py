@@ -25,7 +25,7 @@ def sgd(
       learning_rate: eta, in units of parameter per unit of gradient; >= 0.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. The core is `optax.identity`.
@@ -77,7 +77,7 @@ def momentum(
         same meaning as in `sgd`. Off: 0.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. The core is `heavy_ball`.
@@ -123,7 +123,7 @@ def nesterov(
       decay: beta, in [0, 1). At 0 it is `sgd`.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. The core is `optax.trace(decay, nesterov=True)`.

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, technique
+from amac_jax._core.draws.keys import Key, as_key_data, check_key, typed_key
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.leaves import each_leaf, zeros_like
 from amac_jax._core.moments import moving_average
 from amac_jax._core.objective import check_objective, hessian_vector_product
-from amac_jax._core.random.keys import Key, as_key_data, check_key, typed_key
 from amac_jax._core.ranges import COUNT, DECAY, POSITIVE
-from amac_jax._core.types import Tree
 from amac_jax._core.xla import only_when
 from amac_jax.optimizers._compose import compose
 from amac_jax.optimizers._keywords import takes_techniques
@@ -56,7 +56,7 @@ def sophia(
       key: an integer seed or a JAX key, for the signs, for noise and for rounding.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it. Its `update` needs `params` and `value_fn`. The

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Unpack
 
 import optax
 
+from amac_jax._core.aliases import Keywords
 from amac_jax._core.hyperparameters import Hyperparameter, product
 from amac_jax._core.ranges import COUNT, DECAY, NON_NEGATIVE, check, checked
-from amac_jax._core.types import Keywords
 from amac_jax.kernels import fan_in_axes, kernel_mask
 from amac_jax.optimizers._amac import amac_techniques
 from amac_jax.optimizers._compose import compose
@@ -51,7 +51,7 @@ def cnn(
       weight_decay: lambda, >= 0. Off: 0.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it.
@@ -105,7 +105,7 @@ def transformer(
       clip_norm: limit on the gradients' norm, > 0.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it.
@@ -144,7 +144,7 @@ def rnn(
       clip_norm: limit on the gradients' norm, > 0; usually 1 to 5.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it.
@@ -185,7 +185,7 @@ def gan(
       amac: whether to put AMaC's techniques around the same core.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       Two transformations, as `compose` returns them: (generator, discriminator). Unless a `key` is
@@ -230,7 +230,7 @@ def rl(
       amac: whether to put AMaC's techniques around the same core.
       **techniques: keywords of `compose`: clip_norm, centralize, noise, clip_value, momentum,
         weight_decay, layer_multipliers, plateau, sync_period, average_start, state_dtype,
-        skip_nonfinite, record_metrics.
+        skip_nonfinite, skip_spikes, record_metrics.
 
     Returns:
       A transformation, as `compose` returns it.

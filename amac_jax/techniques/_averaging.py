@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from amac_jax._core.aliases import Tree, promoted
 from amac_jax._core.boundary import Landing, Observation, Stage, Step, technique
+from amac_jax._core.draws.keys import Key
 from amac_jax._core.hyperparameters import Hyperparameter, as_float, next_count
 from amac_jax._core.leaves import copied, each_leaf
 from amac_jax._core.measures import Measure
-from amac_jax._core.random.keys import Key
 from amac_jax._core.ranges import COUNT, DECAY_OR_MEAN, START
 from amac_jax._core.storage import storage
-from amac_jax._core.types import Tree, promoted
 
 
 class AverageWeightsState(NamedTuple):
@@ -77,6 +77,17 @@ def average_weights(
 
     Differs from Optax:
       `optax.ema` averages updates, not weights.
+
+    Differs from Flax:
+      `nnx.EMA(model, decay)`, of Flax 0.12.8, is A <- decay A + (1 - decay) theta at every call of
+      its `update`, from the weights of the model at first. `average_weights(decay=decay)` is the
+      same average once 1 / n has fallen to 1 - decay, and before it the plain mean, in which the
+      first weights do not count for more than others. Here it is a part of the optimizer, which
+      updates it, saves it and shards it; it starts at a step and has a period; it is in float32 at
+      least, where `nnx.EMA` keeps the dtype of the weights: in bfloat16 an increment below a 256th
+      of the average is lost, which is all of them with a decay of 0.999. What `nnx.EMA` has
+      besides: `only`, a filter of variables, which is `wrt` of `nnx.Optimizer` or `optax.masked`
+      here, and averages of BatchNorm's statistics, which `recompute_batch_stats` computes anew.
 
     Example:
       >>> import optax

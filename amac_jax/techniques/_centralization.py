@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.leaves import is_explicit
 from amac_jax._core.ranges import STRENGTH
-from amac_jax._core.types import Tree
 from amac_jax.kernels import FanInRule, check_rule
 from amac_jax.kernels import fan_in_axes as default_rule
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Observation, Stage, Step, technique, times
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.leaves import each_leaf, global_norm
 from amac_jax._core.measures import Measure, Share
 from amac_jax._core.ranges import LIMIT, POSITIVE
-from amac_jax._core.types import Tree
 from amac_jax.kernels import FanInRule, check_rule
 from amac_jax.kernels import fan_in_axes as default_rule
 

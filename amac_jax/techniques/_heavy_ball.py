@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from jax import Array
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.leaves import each_leaf, zeros_like
 from amac_jax._core.measures import Measure, Norm
 from amac_jax._core.ranges import DECAY, UNIT
-from amac_jax._core.types import Tree
 
 
 class HeavyBallState(NamedTuple):

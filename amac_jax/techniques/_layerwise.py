@@ -12,12 +12,12 @@ import optax
 from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter, value_at
 from amac_jax._core.leaves import widen
 from amac_jax._core.paths import check_fits, check_patterns, first_fit, written_path
 from amac_jax._core.ranges import COUNT_OR_ZERO, MULTIPLIERS, NON_NEGATIVE, UNIT, check, checked
-from amac_jax._core.types import Tree
 
 Multipliers: TypeAlias = (
     float | np.ndarray | jax.Array | Mapping[str, Hyperparameter] | Callable[[Tree], Tree]
@@ -48,8 +48,9 @@ def scale_by_layer(multipliers: Multipliers) -> Stage:
           thaw during training. `jax.jit` and `jax.vmap` sort the keys of a dict that is passed
           in, which changes the first pattern: build the mapping inside them, from values that are
           passed in.
-        - a function params -> a tree of numbers and arrays in the structure of params, such as
-          `layerwise_decay` returns. It is called on the updates where `update` has no `params`.
+        - a function params -> a tree of numbers, arrays and schedules in the structure of params,
+          such as `layerwise_decay` and `amac_jax.by_path` return. It is called on the updates where
+          `update` has no `params`.
           `optax.inject_hyperparams` would take it for a schedule: name "multipliers" in its
           `static_args`. For the same reason a schedule for every leaf is written
           {"*": schedule}.
@@ -121,7 +122,7 @@ def _by_leaf(multipliers: Multipliers) -> Callable[[Tree, jax.Array], Tree]:
             )
         for path, multiplier in jax.tree_util.tree_leaves_with_path(found):
             _check_multiplier(f"the multiplier of {written_path(path)!r}", multiplier)
-        return found
+        return jax.tree.map(lambda m: value_at(m, count), found)
 
     return by_function
 

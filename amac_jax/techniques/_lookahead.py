@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Landing, Observation, Stage, Step, technique
+from amac_jax._core.draws.keys import Key
 from amac_jax._core.hyperparameters import Hyperparameter, next_count
 from amac_jax._core.leaves import copied, each_leaf, wide_dtype, zeros_like
 from amac_jax._core.measures import Measure, Norm
-from amac_jax._core.random.keys import Key
 from amac_jax._core.ranges import COUNT, DECAY, UNIT
 from amac_jax._core.storage import storage
-from amac_jax._core.types import Tree
 from amac_jax._core.xla import opaque_zero
 
 

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Observation, Stage, Step, technique
+from amac_jax._core.draws import Sampler, sampler_named
+from amac_jax._core.draws.keys import Key, as_key_data, check_key, typed_key
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.leaves import each_leaf
 from amac_jax._core.measures import Measure
-from amac_jax._core.random import Sampler, sampler_named
-from amac_jax._core.random.keys import Key, as_key_data, check_key, typed_key
 from amac_jax._core.ranges import NON_NEGATIVE
-from amac_jax._core.types import Tree
 from amac_jax._core.xla import opaque_zero
 
 
@@ -48,8 +48,8 @@ def inject_noise(
       relative: whether sigma is in units of the root mean square of each leaf.
       sampler: one of
 
-        - "fast": nearly normal and nearly free (`fast_normal` in `amac_jax._core.random`).
-        - "gaussian": normal (`gaussian` in `amac_jax._core.random`).
+        - "fast": nearly normal and nearly free (`fast_normal` in `amac_jax._core.draws`).
+        - "gaussian": normal (`gaussian` in `amac_jax._core.draws`).
         - "threefry":
           `optax.tree.random_like(jax.random.fold_in(key, count), like, jax.random.normal)`.
         - a function (key, count, like) -> noise, a tree shaped as `like`. It receives the typed

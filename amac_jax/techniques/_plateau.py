@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter, next_count
 from amac_jax._core.leaves import each_leaf
 from amac_jax._core.ranges import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, SHARE, UNIT
-from amac_jax._core.types import Tree
 
 
 class ReduceOnPlateauState(NamedTuple):

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
+from amac_jax._core.aliases import Keywords
 from amac_jax._core.boundary import Stage, stage_of
 from amac_jax._core.chain import descend, moment_norms, scale_of
 from amac_jax._core.cores import core_stage
+from amac_jax._core.draws import Sampler
+from amac_jax._core.draws.keys import Key, sub_key
 from amac_jax._core.hyperparameters import Hyperparameter
-from amac_jax._core.random import Sampler
-from amac_jax._core.random.keys import Key, sub_key
 from amac_jax._core.ranges import Range, ranges_of
 from amac_jax._core.storage import storage, stored
-from amac_jax._core.types import Keywords
 from amac_jax.kernels import FanInRule
 from amac_jax.techniques._averaging import average_weights
 from amac_jax.techniques._centralization import centralize
@@ -141,6 +141,7 @@ TECHNIQUES = (
 AROUND = {
     "state_dtype": "core, momentum, lookahead and averaging stored in bfloat16, rounded at random",
     "skip_nonfinite": "a step with a NaN or infinite gradient changes nothing but a counter",
+    "skip_spikes": "likewise a step whose gradient is more than this factor as large as usual",
     "record_metrics": "scalars for `metrics`, at every step (True) or every n-th",
 }
 """The keywords of `compose` that concern the whole chain."""
@@ -154,6 +155,7 @@ KEYWORDS: dict[str, Any] = {
     },
     "state_dtype": None,
     "skip_nonfinite": False,
+    "skip_spikes": None,
     "record_metrics": False,
 }
 """The default of every keyword of `compose` after `core` and `learning_rate`."""
@@ -193,6 +195,8 @@ class _Shared(TypedDict, total=False):
     """"bfloat16" stores state in it, rounded stochastically. Off: None."""
     skip_nonfinite: bool
     """Whether a step with a NaN or infinite gradient changes nothing but a counter."""
+    skip_spikes: Hyperparameter | None
+    """Factor of the usual norm of the gradients above which a step is skipped. Off: inf."""
     record_metrics: Hyperparameter | bool
     """Whether to record scalars for `amac_jax.metrics`; a number n: at every n-th step."""
 

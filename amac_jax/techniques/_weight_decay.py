@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax._core.aliases import Tree, is_function, promoted
 from amac_jax._core.boundary import Observation, Stage, Step, technique
 from amac_jax._core.hyperparameters import Hyperparameter
 from amac_jax._core.leaves import each_leaf, global_norm, wide_dtype
 from amac_jax._core.measures import Measure
 from amac_jax._core.ranges import FLOOR, NON_NEGATIVE, STRENGTH
-from amac_jax._core.types import Tree, is_function, promoted
 from amac_jax._core.xla import only_when
 from amac_jax.kernels import FanInRule, kernel_mask
 from amac_jax.kernels import fan_in_axes as default_rule
@@ -81,7 +81,8 @@ def decay_weights(
         None or 0.
       floor: rho, dimensionless, in [0, 1). Off: None, without state, or 0.
       mask: the leaves that decay: a tree of bools, a prefix of such a tree (True is every leaf),
-        or a function of the parameters. None is `amac_jax.kernel_mask`: kernels only.
+        or a function of the parameters, such as `amac_jax.by_path` returns. None is
+        `amac_jax.kernel_mask`: kernels only.
       fan_in_axes: a rule (path, leaf) -> the fan-in axes of the leaf, or None for a leaf that is
         not a kernel. It is used where `mask` is None. None is `amac_jax.fan_in_axes`.
 

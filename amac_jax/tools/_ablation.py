@@ -11,15 +11,15 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from amac_jax._core.aliases import Keywords, Tree, is_function
+from amac_jax._core.draws.keys import Key, as_key_data, typed_key
 from amac_jax._core.hyperparameters import is_number
-from amac_jax._core.objective import check_objective
-from amac_jax._core.random.keys import Key, as_key_data, typed_key
 from amac_jax._core.ranges import POSITIVE, check
-from amac_jax._core.types import Keywords, Tree, is_function
 from amac_jax.optimizers import amac
-from amac_jax.state import averaged_params
 from amac_jax.techniques import TECHNIQUES as ROWS
-from amac_jax.tools._batches import batch_at, number_of_batches, random_order
+from amac_jax.tools._batches import number_of_batches
+from amac_jax.tools._losses import loss_of
+from amac_jax.tools._runs import Job, run_all
 
 
 class Switch(NamedTuple):
@@ -83,7 +83,7 @@ class Ablation(NamedTuple):
 
 
 def ablate(
-    loss_fn: Callable[[Tree, Tree], jax.Array],
+    loss_fn: Callable[..., Any],
     params: Tree,
     batches: Tree,
     *,
@@ -91,8 +91,10 @@ def ablate(
     core: Literal["muon", "adam"] | optax.GradientTransformation = "muon",
     epochs: float | None = None,
     steps: int | None = None,
-    score_fn: Callable[[Tree], ArrayLike] | None = None,
+    score_fn: Callable[..., ArrayLike] | None = None,
     higher_is_better: bool = False,
+    has_aux: bool = False,
+    model_state: Tree = None,
     seeds: int = 20,
     techniques: tuple[str, ...] = tuple(TECHNIQUES),
     width: int | None = None,
@@ -105,8 +107,9 @@ def ablate(
         effect around the core = score of the core with it - score of the core
 
     Every technique is switched by its off value, so that all variants and seeds are one vmapped
-    program of 2 (1 + number of techniques) x `seeds` runs. With the same seed, all variants begin
-    with the same weights and see the same batches, so that differences are paired.
+    program of 2 (1 + number of techniques) x `seeds` runs, on all devices of the process. With the
+    same seed, all variants begin with the same weights and see the same batches, so that
+    differences are paired.
 
     The core alone, "muon" or "adam" among the scores and "core" for one of your own, runs at the
     constant rate `learning_rate` with nothing around it. A technique has AMaC's values around this
@@ -116,7 +119,8 @@ def ablate(
     brings lookahead with a `slow_step_size` of 0.7.
 
     Args:
-      loss_fn: a function of parameters and a batch that returns a scalar.
+      loss_fn: a function of parameters and a batch that returns a scalar. One with dropout takes a
+        JAX key too, a new one at every step: `loss_fn(params, batch, key)`.
       params: the weights at the start, or a function that makes them from a JAX key, so that each
         seed begins with its own weights.
       batches: a tree of arrays whose first axis counts the batches, or a function that makes a
@@ -131,11 +135,18 @@ def ablate(
         averages. The best choice is the loss on data not trained on. None is the mean of
         `loss_fn` over `batches`, which are the training data.
       higher_is_better: whether a higher score is better.
+      has_aux: whether `loss_fn` returns `(loss, aux)`, of which `aux` is left alone.
+      model_state: what changes in training beside the weights, such as the statistics of BatchNorm:
+        a tree, or a function that makes it from the key that `params` got. Then it is
+        `loss_fn(params, model_state, batch) -> (loss, model_state)`, with `has_aux`
+        `(loss, (model_state, aux))`, and `score_fn(params, model_state)`. For all variants
+        moving averages in it are computed anew at the end, from 100 batches at most: those of
+        training are of other weights than averaged ones.
       seeds: the number of seeds, >= 2.
       techniques: names in `TECHNIQUES`. AMaC's value stays for the techniques not named. What is
         neither named nor in AMaC has no state.
       width: the number of runs at a time; None is all runs, which must fit in memory together
-        with their states.
+        with their states, and 1 for convolutions on a CPU.
       key: an integer seed or a JAX key, from which the keys of all seeds are made.
       **settings: keywords of `amac` for every variant. For a technique's keyword, such as
         `weight_decay=0.3`, a number, the value is used where the technique is on.
@@ -146,7 +157,7 @@ def ablate(
 
     Raises:
       ValueError: for an argument outside its range, an unknown technique, batches without a
-        common first axis, or a loss that is not a scalar; where `amac` raises one; and where not a
+        common first axis, or a loss outside the contract; where `amac` raises one; and where not a
         single run has a finite score.
 
     Example:
@@ -170,12 +181,11 @@ def ablate(
         if not is_number(learning_rate):
             raise ValueError(f"learning_rate must be 'auto' or a number, got {learning_rate!r}")
         check("learning_rate", learning_rate, POSITIVE)
-    make_batch = batches if is_function(batches) else None
     if steps is None:
-        if make_batch:
+        if is_function(batches):
             raise ValueError("steps must be given where batches is a function, got None")
         steps = number_of_batches(batches)
-    if score_fn is None and make_batch:
+    if score_fn is None and is_function(batches):
         raise ValueError("score_fn must be given where batches is a function, got None")
     key = typed_key(as_key_data(key), like=key)
     found = _resolved(learning_rate, steps, core=core, epochs=epochs, **settings)
@@ -191,79 +201,28 @@ def ablate(
         "decay_floor": found["decay_floor"],
         "sync_period": sync_period if "slow_step_size" in switched else None,
     }
-    job = _Job(
-        loss_fn=loss_fn,
-        make=params if is_function(params) else lambda key: params,
-        batch=make_batch,
-        score=score_fn,
+    job = Job(
+        loss=loss_of(loss_fn, takes_state=model_state is not None, has_aux=has_aux),
+        params=params,
+        model_state=model_state,
+        batches=batches,
+        optimizer=lambda values, key: amac(peak, steps, **{**constants, **values, "key": key}),
         steps=int(steps),
-        learning_rate=peak,
-        settings=constants,
+        score=score_fn,
     )
-    data = None if make_batch else jax.tree.map(jnp.asarray, batches)
-    start = jax.eval_shape(job.make, key)
-    batch = jax.eval_shape(lambda: job.batch(key) if job.batch else batch_at(data, 0))
-    check_objective(lambda pair: loss_fn(*pair), (start, batch), "ablate", name="loss_fn")
+    job.check(key)
 
     keys = jax.random.split(key, int(seeds))
-    every_key = jnp.tile(keys, len(variants))
     values = {
         name: jnp.repeat(jnp.asarray([row[name] for row in variants.values()]), len(keys))
         for name in switched
     }
-    scores = _scores(job, width or len(every_key), data, values, every_key)
+    which = np.tile(np.arange(len(keys)), len(variants))
+    scores = run_all(job, values, keys, which, width=width, name="ablate", last=1).scores
     return _ablation(
-        dict(zip(variants, np.asarray(scores, float).reshape(-1, len(keys)), strict=True)),
+        dict(zip(variants, scores.reshape(-1, len(keys)), strict=True)),
         higher_is_better,
     )
-
-
-class _Job(NamedTuple):
-    """The parts of the experiment that all runs share."""
-
-    loss_fn: Callable[[Tree, Tree], jax.Array]
-    make: Callable[[jax.Array], Tree]  # (key) -> parameters
-    batch: Callable[[jax.Array], Tree] | None  # (key) -> a batch; None where batches are arrays
-    score: Callable[[Tree], ArrayLike] | None
-    steps: int
-    learning_rate: float
-    settings: Keywords  # of `amac`, the same for every variant
-
-
-def _scores(job: _Job, width: int, data: Tree, values: dict[str, jax.Array], keys: jax.Array):
-    """The scores of all runs, `width` runs at a time, in one program."""
-
-    def run(data, values, key):
-        make_key, noise_key, data_key = jax.random.split(key, 3)
-        params = job.make(make_key)
-        tx = amac(job.learning_rate, job.steps, **{**job.settings, **values, "key": noise_key})
-        if job.batch is None:
-            order = random_order(data_key, number_of_batches(data), job.steps)
-        else:
-            order = jax.random.split(data_key, job.steps)
-
-        def step(carry, index):
-            params, state = carry
-            batch = batch_at(data, index) if job.batch is None else job.batch(index)
-            gradients = jax.grad(job.loss_fn)(params, batch)
-            updates, state = tx.update(gradients, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), order)
-        weights = averaged_params(state, params)
-        if job.score is not None:
-            return job.score(weights)
-        return jnp.mean(jax.lax.map(lambda batch: job.loss_fn(weights, batch), data))
-
-    @jax.jit
-    def run_all(data, values, keys):
-        return jax.lax.map(
-            lambda arguments: run(data, *arguments),
-            (values, keys),
-            batch_size=min(width, len(keys)),
-        )
-
-    return run_all(data, values, keys)
 
 
 def _resolved(learning_rate: float | Literal["auto"], steps: int, **settings: Any) -> Keywords:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from amac_jax._core.types import Tree
+from amac_jax._core.aliases import Tree
 
 
 def number_of_batches(batches: Tree) -> int:

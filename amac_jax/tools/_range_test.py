@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from amac_jax._core.objective import check_objective
-from amac_jax._core.random.keys import Key, as_key_data, typed_key
-from amac_jax._core.types import Tree
+from amac_jax._core.aliases import Tree, is_function
+from amac_jax._core.draws.keys import Key, as_key_data, typed_key
 from amac_jax.optimizers import adam
-from amac_jax.tools._batches import batch_at, number_of_batches, random_order
+from amac_jax.tools._batches import number_of_batches
+from amac_jax.tools._losses import loss_of
+from amac_jax.tools._runs import Job, Keys, run_all
 
 
 class RangeTest(NamedTuple):
@@ -28,7 +29,7 @@ class RangeTest(NamedTuple):
 
 
 def lr_range_test(
-    loss_fn: Callable[[Tree, Tree], jax.Array],
+    loss_fn: Callable[..., Any],
     params: Tree,
     batches: Tree,
     *,
@@ -37,6 +38,9 @@ def lr_range_test(
     high: float = 1.0,
     number: int = 31,
     steps: int = 100,
+    width: int | None = None,
+    has_aux: bool = False,
+    model_state: Tree = None,
     key: Key = 0,
 ) -> RangeTest:
     """The loss after a few steps at each of many learning rates, as one vmapped program.
@@ -53,24 +57,31 @@ def lr_range_test(
     value to try: a short run cannot show effects that need many steps.
 
     Args:
-      loss_fn: a function of parameters and a batch that returns a scalar.
-      params: the weights at the start of every run.
-      batches: a tree of arrays whose first axis counts the batches; each pass goes through the
-        batches in a random order.
+      loss_fn: a function of parameters and a batch that returns a scalar. One with dropout takes a
+        JAX key too, a new one at every step: `loss_fn(params, batch, key)`.
+      params: the weights at the start of every run, or a function that makes them from a JAX key.
+      batches: a tree of arrays whose first axis counts the batches, or a function that makes a
+        batch from a JAX key. Each pass through the arrays takes the batches in a random order.
       optimizer: a function from a learning rate, which is traced, to a transformation; None is
         `adam`.
       low, high: the least and the largest rate, 0 < low < high.
-      number: the number of rates, >= 2. All runs are in memory at once, which takes `number`
-        times the memory of the parameters and the state.
+      number: the number of rates, >= 2.
       steps: the number of steps of each run, >= 4.
-      key: an integer seed or a JAX key for the order of the batches.
+      width: the number of runs at a time; None is all of them, which takes `number` times the
+        memory of the parameters and the state, and 1 for convolutions on a CPU.
+      has_aux: whether `loss_fn` returns `(loss, aux)`, of which `aux` is left alone.
+      model_state: what changes in training beside the weights, such as the statistics of BatchNorm:
+        a tree, or a function that makes it from the key that `params` got. Then it is
+        `loss_fn(params, model_state, batch) -> (loss, model_state)`, with `has_aux`
+        `(loss, (model_state, aux))`.
+      key: an integer seed or a JAX key, for the order of the batches and all that is random.
 
     Returns:
       A `RangeTest`; `amac_jax.tools.plotting.plot_range_test` draws it.
 
     Raises:
       ValueError: for an argument outside its range, batches without a common first axis, or a
-        loss that is not a scalar.
+        loss outside the contract.
 
     Example:
       >>> x = jax.random.normal(jax.random.key(0), (20, 8, 4))
@@ -86,46 +97,50 @@ def lr_range_test(
     """
     if not 0 < low < high < np.inf:
         raise ValueError(f"low and high must be 0 < low < high < inf, got {low!r} and {high!r}")
-    for name, value, least in (("number", number, 2), ("steps", steps, 4)):
-        if not isinstance(value, int | np.integer) or value < least:
+    for name, value, least in (("number", number, 2), ("steps", steps, 4), ("width", width, 1)):
+        if value is not None and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{name} must be a whole number in [{least}, inf), got {value!r}")
-    size = number_of_batches(batches)
-
-    def loss_of_first(params):
-        return loss_fn(params, batch_at(batches, 0))
-
-    check_objective(loss_of_first, params, "lr_range_test", name="loss_fn")
-    rates = np.geomspace(low, high, number)
-    order = random_order(typed_key(as_key_data(key), like=key), size, int(steps))
-    start, losses = jax.device_get(
-        _losses(loss_fn, optimizer or adam, params, batches, order, jnp.asarray(rates))
+    if not is_function(batches):
+        number_of_batches(batches)  # for its errors
+    build = optimizer or adam
+    job = Job(
+        loss=loss_of(loss_fn, takes_state=model_state is not None, has_aux=has_aux),
+        params=params,
+        model_state=model_state,
+        batches=batches,
+        optimizer=lambda values, key: build(values["learning_rate"]),
+        steps=int(steps),
+        keys=_keys,
     )
-    return RangeTest(rates, losses, float(start), _suggestion(rates, float(start) - losses))
+    key = typed_key(as_key_data(key), like=key)
+    job.check(key)
+    last = job.steps // 4
+    rates = np.geomspace(low, high, number)
+    values, which = {"learning_rate": jnp.asarray(rates)}, np.zeros(number, int)
+    found = run_all(
+        job, values, key[None], which, width=width, name="lr_range_test", last=last, scored=False
+    )
+    start = float(jax.jit(partial(_loss_at_start, job, last))(job.data(), key))
+    return RangeTest(rates, found.losses, start, _suggestion(rates, start - found.losses))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _losses(loss_fn, optimizer, params, batches, order, rates):
-    """The mean loss over the last quarter's batches: before the first step, and within each run."""
-    measured = order[-(len(order) // 4) :]
+def _keys(key: jax.Array) -> Keys:
+    """The order of the batches comes from the key itself."""
+    others = jax.random.split(jax.random.fold_in(key, 0), 2)
+    return Keys(make=others[0], optimizer=key, data=key, loss=others[1])
 
-    def run(rate):
-        tx = optax.with_extra_args_support(optimizer(rate))
 
-        def step(carry, index):
-            params, state = carry
+def _loss_at_start(job: Job, last: int, data: Tree, key: jax.Array) -> jax.Array:
+    """The mean loss of the batches that the runs are measured on, before the first step."""
+    keys = job.keys(key)
+    params, model_state = job.start(keys)
+    order = job.order(keys.data)
 
-            def value_fn(params):
-                return loss_fn(params, batch_at(batches, index))
+    def loss(number):
+        batch, key = job.batch(data, order[number]), jax.random.fold_in(keys.loss, number)
+        return job.loss(params, model_state, batch, key)[0]
 
-            value, gradients = jax.value_and_grad(value_fn)(params)
-            updates, state = tx.update(gradients, state, params, value=value, value_fn=value_fn)
-            return (optax.apply_updates(params, updates), state), value
-
-        _, values = jax.lax.scan(step, (params, tx.init(params)), order)
-        return jnp.mean(values[-len(measured) :])
-
-    start = jnp.mean(jax.lax.map(lambda index: loss_fn(params, batch_at(batches, index)), measured))
-    return start, jax.vmap(run)(rates)
+    return jnp.mean(jax.lax.map(loss, jnp.arange(job.steps - last, job.steps)))
 
 
 def _suggestion(rates: np.ndarray, falls: np.ndarray) -> float:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from amac_jax._core.aliases import Tree
+from amac_jax._core.draws.keys import Key, as_key_data, typed_key
 from amac_jax._core.objective import Objective, check_objective
-from amac_jax._core.random.keys import Key, as_key_data, typed_key
-from amac_jax._core.types import Tree
 
 
 class Landscape(NamedTuple):

@@ -1,4 +1,4 @@
-"""Pictures of schedules, paths, range tests and ablations (the extra `plot`: matplotlib)."""
+"""Pictures of schedules, paths, range tests, sweeps, ablations (the extra `plot`: matplotlib)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from amac_jax.tools._ablation import Ablation, Effect
     from amac_jax.tools._range_test import RangeTest
+    from amac_jax.tools._sweep import Axis, Sweep
     from amac_jax.tools.landscapes import Landscape, Trajectory
 
 Schedule: TypeAlias = optax.Schedule | float
@@ -315,6 +316,95 @@ def plot_range_test(found: RangeTest, title: str = "") -> Figure:
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss", title=title)
     axes.legend(frameon=False)
     return figure
+
+
+def plot_sweep(found: Sweep, title: str = "", ylabel: str = "score") -> Figure:
+    """The score of every trial by each axis of the space, the best trial marked.
+
+    Args:
+      found: the result of `sweep`.
+      title: the title of the figure.
+      ylabel: what the score is, with its unit.
+
+    Returns:
+      A matplotlib figure with a panel for each axis. Bars are the standard deviations of the seeds.
+      Trials that halving dropped are pale, at the score that they had then. Failed trials, and
+      those far worse than the median, are crosses at the edge.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from amac_jax.tools import sweep
+      >>> loss, data, space = lambda w, x: jnp.mean((w - x) ** 2), jnp.ones((4, 2)), (0.1, 1.0)
+      >>> found = sweep(loss, jnp.zeros(2), data, optax.sgd, space={"learning_rate": space})
+      >>> plot_sweep(found).axes[0].get_xlabel()
+      'learning_rate'
+    """
+    from matplotlib.figure import Figure
+
+    scores = np.asarray(found.scores, float)
+    seen = np.isfinite(scores).all(axis=1)
+    means, spreads = np.full((2, len(scores)), np.nan)
+    means[seen] = scores[seen].mean(axis=1)
+    spreads[seen] = scores[seen].std(axis=1, ddof=1) if scores.shape[1] > 1 else 0
+    best = found.ranking[0]
+    sign = 1 if found.higher_is_better else -1
+    edge = means[best] - sign * 2.5 * abs(np.median(means[seen]) - means[best])
+    inside = seen & (sign * (means - edge) >= 0)
+    whole = found.steps == found.steps.max()
+
+    columns = min(len(found.space), 4)
+    rows = -(-len(found.space) // columns)
+    size = (3.2 * columns + 0.6, 3 * rows + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for (name, axis), panel in zip(found.space.items(), panels, strict=False):
+        places = _places_on(axis, [trial[name] for trial in found.trials], panel)
+        for chosen, alpha, label in (
+            (inside & whole, 1.0, "whole run"), (inside & ~whole, 0.35, "dropped"),
+        ):  # fmt: skip
+            if chosen.any():
+                panel.errorbar(
+                    places[chosen], means[chosen], spreads[chosen], fmt="o", markersize=4,
+                    linewidth=1, color="C0", alpha=alpha, label=label,
+                )  # fmt: skip
+        if not inside.all():
+            edges = np.full((~inside).sum(), edge)
+            panel.plot(places[~inside], edges, "x", color="C3", label="failed or far worse")
+        panel.plot(
+            places[best], means[best], "*", markersize=13, color="C1", markeredgecolor="black",
+            label="best", zorder=5,
+        )  # fmt: skip
+        panel.set_xlabel(name)
+    for unused in panels[len(found.space) :]:
+        unused.set_axis_off()
+    for first in panels[::columns]:
+        first.set_ylabel(ylabel)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=4, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
+    return figure
+
+
+def _places_on(axis: Axis, values: Sequence[Any], panel: Axes) -> np.ndarray:
+    """Where the values of an axis are; choices are side by side, and shifted lest they overlap."""
+    if axis.choices is None:
+        if axis.log:
+            panel.set_xscale("log")
+            if axis.high >= 10 * axis.low:  # labels between powers of ten would overlap
+                panel.tick_params(axis="x", which="minor", labelbottom=False)
+        return np.asarray(values, float)
+    names = [_name_of_choice(choice) for choice in axis.choices]
+    panel.set_xticks(range(len(names)), names)
+    panel.set_xlim(-0.5, len(names) - 0.5)
+    column = np.asarray([names.index(_name_of_choice(value)) for value in values], float)
+    for which in range(len(names)):
+        members = np.flatnonzero(column == which)
+        column[members] += np.linspace(-0.25, 0.25, len(members)) if len(members) > 1 else 0
+    return column
+
+
+def _name_of_choice(choice: Any) -> str:
+    return getattr(choice, "__name__", str(choice))[:20]
 
 
 def plot_ablation(found: Mapping[str, Ablation], title: str = "") -> Figure:

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.boundary import Step, Transformation, described, foreign
 from amac_jax._core.hyperparameters import Hyperparameter, is_number, next_count, whole_value_at
 from amac_jax._core.leaves import enter, in_dtypes_of, trained_only, widen, zeros_like
 from amac_jax._core.ranges import COUNT, checked
-from amac_jax._core.types import Tree
 from amac_jax._core.xla import only_when
 
 

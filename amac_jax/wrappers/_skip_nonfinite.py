@@ -7,17 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from amac_jax._core.boundary import (
-    CountedState,
-    Step,
-    Transformation,
-    described,
-    self_contained,
-    stage_of,
-)
+from amac_jax._core.aliases import Tree
+from amac_jax._core.boundary import Transformation, described, held
 from amac_jax._core.hyperparameters import next_count
-from amac_jax._core.leaves import all_finite, enter, trained_only
-from amac_jax._core.types import Tree
+from amac_jax._core.leaves import all_finite, enter
 
 
 def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:
@@ -43,34 +36,25 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:
       >>> optax.apply_updates(jnp.array([1.0, -0.0]), updates), int(state.total_notfinite)
       (Array([ 1., -0.], dtype=float32), 1)
     """
-    is_ours = isinstance(tx, Transformation) and tx.stage is not None
-    stage = self_contained(stage_of(tx))
+    begin, step = held(tx)
 
     def init(params: Tree) -> optax.ApplyIfFiniteState:
-        inner = tx.init(trained_only(params))
         none, in_all = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)  # each can be donated
-        return optax.ApplyIfFiniteState(none, jnp.array(True), in_all, inner)
+        return optax.ApplyIfFiniteState(none, jnp.array(True), in_all, begin(params))
 
     def update(
         updates: Tree, state: optax.ApplyIfFiniteState, params: Tree = None, **extra_args: Any
     ) -> tuple[Tree, Tree]:
         inside = enter(updates, params, extra_args)
         finite = all_finite(inside.updates, inside.received[0])
-        before = state.inner_state
-        if not is_ours:
-            before = CountedState(
-                state.total_notfinite, before
-            )  # a foreign stage has no use for it
-        step = stage.at(Step.into(inside, before.count, finite), inside.params)
-        new, inner = stage.update(inside.updates, before.inner, inside.params, step)
-        after = before.after(inner, finite)
-        return inside.leave(new), optax.ApplyIfFiniteState(
+        new, inner = step(inside, state.inner_state, finite, state.total_notfinite)
+        return new, optax.ApplyIfFiniteState(
             notfinite_count=jnp.where(finite, 0, next_count(state.notfinite_count)),
             last_finite=finite,
             total_notfinite=jnp.where(
                 finite, state.total_notfinite, next_count(state.total_notfinite)
             ),
-            inner_state=after if is_ours else after.inner,
+            inner_state=inner,
         )
 
     return Transformation(init, update, description=described("skip_nonfinite", {"tx": tx}))

@@ -6,7 +6,7 @@ import optax
 from jax.typing import DTypeLike
 
 from amac_jax._core.boundary import described, stage_of, transformation
-from amac_jax._core.random.keys import Key
+from amac_jax._core.draws.keys import Key
 from amac_jax._core.storage import storage, stored
 
 

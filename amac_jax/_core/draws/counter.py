@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from amac_jax._core.aliases import Tree
 from amac_jax._core.hyperparameters import Count
-from amac_jax._core.types import Tree
 from amac_jax._core.xla import opaque_zero
 
 

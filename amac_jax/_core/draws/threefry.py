@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 from jax.extend.random import define_prng_impl
 
+from amac_jax._core.aliases import Tree
+from amac_jax._core.draws.counter import positions
 from amac_jax._core.hyperparameters import Count
-from amac_jax._core.random.counter import positions
-from amac_jax._core.types import Tree
 
 
 def threefry_normal(key: jax.Array, count: Count, like: Tree) -> Tree:

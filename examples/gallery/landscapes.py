@@ -1,8 +1,8 @@
 """Every optimizer on the landscapes that they are learned on: maps, curves and a table.
 
-    python examples/landscapes.py                          # all nine, in a minute on 2 CPU cores
-    python examples/landscapes.py --landscapes rosenbrock  # one, in ten seconds
-    python examples/landscapes.py --gif                    # and the gallery as an animation
+    python -m examples.gallery.landscapes          # all nine, in a minute on 2 CPU cores
+    python -m examples.gallery.landscapes --landscapes rosenbrock  # one, in ten seconds
+    python -m examples.gallery.landscapes --gif    # and the gallery as an animation
 
 Each optimizer runs with 20 learning rates at once, from 1e-4 to 5.6, four to a decade. Shown is
 the best: the one that is soonest within 1e-3 of the minimum for good, else the one that ends

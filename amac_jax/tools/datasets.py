@@ -1,4 +1,15 @@
-"""MNIST, or scikit-learn's digits where there is no network, as NumPy arrays."""
+"""Small datasets for examples and tests, as NumPy arrays: MNIST, digits, tiny Shakespeare.
+
+    from amac_jax import datasets
+    images = datasets.load("mnist")  # offline: the digits that scikit-learn ships
+    text = datasets.load_text()      # offline: the help texts that Python ships
+
+Downloads show a progress bar, are checked by their SHA-256 and kept in the cache,
+$XDG_CACHE_HOME/amac_jax (~/.cache). The environment variable AMAC_JAX_DATA names a folder that is
+looked at first. The extra `examples` brings what this needs.
+"""
+
+from __future__ import annotations
 
 import gzip
 import hashlib
@@ -17,7 +28,6 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 TIMEOUT = 10  # seconds until a mirror has answered, and from one packet to the next
 MIRRORS = (  # the second is asked only if the first fails
@@ -31,6 +41,11 @@ SHA256 = {  # of the decompressed files, in the order of the fields of Images
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 GZIP_BYTES = dict(zip(SHA256, (9_912_422, 28_881, 1_648_877, 4_542), strict=True))
+TEXT_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+TEXT_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TEXT_BYTES = 1_115_394
 MAX_BYTES = 1 << 26  # the largest array read_idx returns; MNIST's largest is 47 MB
 
 
@@ -52,7 +67,16 @@ class Images(NamedTuple):
     test_labels: np.ndarray  # (m,) int32
 
 
-def load(name: str, data_dir: Path | None = None) -> Images:
+class Text(NamedTuple):
+    """A text as numbers; `"".join(text.alphabet[i] for i in text.train)` spells it."""
+
+    name: str
+    alphabet: str  # the different characters of the text, in their order
+    train: np.ndarray  # (n,) int32, the first 90 % of the text
+    validation: np.ndarray  # (m,) int32, the rest
+
+
+def load(name: str = "mnist", data_dir: Path | None = None) -> Images:
     """`load_mnist`, or `load_digits_split` if asked for or, with a line on stderr, if offline."""
     if name not in ("mnist", "digits"):
         raise ValueError(f"name must be 'mnist' or 'digits', got {name!r}")
@@ -79,10 +103,8 @@ def load_mnist(data_dir: Path | None = None) -> Images:
         folder = _complete_folder(Path(given), "data_dir" if data_dir else "AMAC_JAX_DATA")
         arrays = [read_idx(_path(folder, name), sha256=SHA256[name]) for name in SHA256]
     else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-        if not cache.is_absolute():  # which expanduser's answer is where there is no home
-            raise DataError(f"{cache}: not an absolute path; set XDG_CACHE_HOME to one")
-        arrays = [_read_cached(_path(cache / "amac_jax" / "mnist", name), name) for name in SHA256]
+        cache = _cache() / "mnist"
+        arrays = [_read_cached(_path(cache, name), name) for name in SHA256]
     return Images("mnist", arrays[0], arrays[1].astype("i4"), arrays[2], arrays[3].astype("i4"))
 
 
@@ -95,6 +117,29 @@ def load_digits_split() -> Images:
     images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # 16 is the largest
     train, test = train_test_split(range(1797), test_size=360, stratify=labels, random_state=0)
     return Images("digits", images[train], labels[train], images[test], labels[test])
+
+
+def load_text(name: str = "shakespeare", data_dir: Path | None = None) -> Text:
+    """Tiny Shakespeare or, if asked for or, with a line on stderr, if offline, Python's help texts.
+
+    "shakespeare" is 1,115,394 characters, 65 different ones, from the first of these places that
+    holds `tinyshakespeare/input.txt`: `data_dir`, else the folder in AMAC_JAX_DATA; the cache; the
+    network. "python" is the language reference that `help("topics")` reads, about as long.
+
+    Raises: DataError if the file is broken or has another content.
+    """
+    if name not in ("shakespeare", "python"):
+        raise ValueError(f"name must be 'shakespeare' or 'python', got {name!r}")
+    if name == "shakespeare":
+        try:
+            return _as_numbers("shakespeare", _shakespeare(data_dir).decode("ascii"))
+        except NoNetwork as error:
+            advice = "for Shakespeare, set AMAC_JAX_DATA to a folder with tinyshakespeare/input.txt"
+            print(f"{error}; using Python's help texts instead ({advice})", file=sys.stderr)
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[key] for key in sorted(topics))
+    return _as_numbers("python", text.encode("ascii", "ignore").decode("ascii"))
 
 
 def read_idx(path: str | os.PathLike[str], *, sha256: str | None = None) -> np.ndarray:
@@ -141,19 +186,69 @@ def _complete_folder(root: Path, source: str) -> Path:
 
 
 def _read_cached(path: Path, name: str) -> np.ndarray:
+    def check(packed: bytes, url: str) -> None:
+        _decode_idx(lambda: io.BytesIO(packed), url, SHA256[name])
+
     if not os.path.isfile(path):
-        _write_atomically(path, _download(name))
+        urls = [f"{mirror}{name}.gz" for mirror in MIRRORS]
+        _write_atomically(path, _download(name, urls, GZIP_BYTES[name], check))
     try:
         return read_idx(path, sha256=SHA256[name])
     except DataError as error:
         raise DataError(f"{error}; delete it and it will be fetched again") from error
 
 
-def _download(name: str) -> bytes:
+def _cache() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not cache.is_absolute():  # which expanduser's answer is where there is no home
+        raise DataError(f"{cache}: not an absolute path; set XDG_CACHE_HOME to one")
+    return cache / "amac_jax"
+
+
+def _shakespeare(data_dir: Path | None) -> bytes:
+    given = data_dir or os.environ.get("AMAC_JAX_DATA")
+    place = Path("tinyshakespeare", "input.txt")
+    for folder in ([Path(given)] if given else []) + [_cache()]:
+        if os.path.isfile(folder / place):
+            return _checked_text((folder / place).read_bytes, str(folder / place))
+
+    def check(content: bytes, url: str) -> None:
+        _checked_text(lambda: content, url)
+
+    content = _download("tiny Shakespeare", [TEXT_URL], TEXT_BYTES, check)
+    _write_atomically(_cache() / place, content)
+    return content
+
+
+def _checked_text(read: Callable[[], bytes], name: str) -> bytes:
+    try:
+        content = read()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error})") from error
+    if (found := hashlib.sha256(content).hexdigest()) != TEXT_SHA256:
+        raise DataError(f"{name}: wrong content (SHA-256 {found[:8]}..., not {TEXT_SHA256[:8]}...)")
+    return content
+
+
+def _as_numbers(name: str, text: str) -> Text:
+    characters, numbers = np.unique(np.frombuffer(text.encode(), np.uint8), return_inverse=True)
+    train, validation = np.split(numbers.astype(np.int32), [int(0.9 * len(numbers))])
+    return Text(name, "".join(map(chr, characters)), train, validation)
+
+
+def _download(
+    name: str, urls: list[str], size: int, check: Callable[[bytes, str], object]
+) -> bytes:
+    """The first answer that passes the check.
+
+    Raises: DataError if an answer fails it and not one passes; NoNetwork if there is no answer.
+    """
     wrong, silent = [], None
-    for mirror in MIRRORS:
+    for url in urls:
         try:
-            return _fetch(f"{mirror}{name}.gz", name)
+            content = _fetch(url, name, size)
+            check(content, url)
+            return content
         except DataError as error:
             wrong.append(str(error))
         except (OSError, HTTPException) as error:
@@ -163,18 +258,19 @@ def _download(name: str) -> bytes:
     raise NoNetwork(f"{name}: no mirror can be reached ({silent!r})")
 
 
-def _fetch(url: str, name: str) -> bytes:
+def _fetch(url: str, name: str, size: int) -> bytes:
+    from tqdm import tqdm  # here, because it is in an extra
+
     with (
         open_https(url) as response,
         tqdm.wrapattr(
             response, "read", response.length, desc=name, leave=False, disable=None
         ) as body,
     ):
-        packed = _read(body.read, 2 * GZIP_BYTES[name] + 1)
-    if len(packed) > 2 * GZIP_BYTES[name]:
-        raise DataError(f"{url}: more than twice the size of MNIST's file")
-    _decode_idx(lambda: io.BytesIO(packed), url, SHA256[name])
-    return bytes(packed)
+        content = _read(body.read, 2 * size + 1)
+    if len(content) > 2 * size:
+        raise DataError(f"{url}: more than twice the size that {name} has")
+    return bytes(content)
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

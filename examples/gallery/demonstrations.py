@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from optimizer_tasks import cross_entropy, spirals, train
 
 import amac_jax
 from amac_jax.tools.plotting import plot_schedule
+from examples.gallery.optimizer_tasks import cross_entropy, spirals, train
 
 
 def clipping_demo(rate: float = 0.02, steps: int = 500) -> tuple[dict[str, Any], Figure]:

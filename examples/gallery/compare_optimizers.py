@@ -1,7 +1,7 @@
 """Compare every optimizer of the library on three tasks, each sweep one vmapped program.
 
-    python examples/compare_optimizers.py               # everything: a minute on 2 CPU cores
-    python examples/compare_optimizers.py --task digits --optimizers sgd adam amac
+    python -m examples.gallery.compare_optimizers   # everything: a minute on 2 CPU cores
+    python -m examples.gallery.compare_optimizers --task digits --optimizers sgd adam amac
 
 It prints a table a task and writes results.json and pictures to --out. On least squares newton is
 there in one step and sgd far off after 300; on the spirals most come to 99 % and sgd to 96 %; on
@@ -29,12 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from demonstrations import accumulation_demo, clipping_demo, schedules_figure
 from matplotlib.figure import Figure
-from optimizer_tasks import TASKS, Problem, Task, network, train
 from tqdm import tqdm
 
 import amac_jax
+from examples.gallery.demonstrations import accumulation_demo, clipping_demo, schedules_figure
+from examples.gallery.optimizer_tasks import TASKS, Problem, Task, network, train
 
 # A rate for each in the middle of its grid, chosen after runs of these tasks so that nearly all of
 # the best rates are inside it; 1 is Newton's own step.

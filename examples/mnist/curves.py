@@ -1,4 +1,4 @@
-"""The figure training.png of `mnist.py`, from the rows of its metrics.json."""
+"""The figure training.png of a run, from the rows of its metrics.json."""
 
 from __future__ import annotations
 

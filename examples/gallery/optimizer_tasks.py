@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import image_data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from amac_jax.tools import datasets
 
 Points = tuple[np.ndarray, np.ndarray]  # inputs (n, features), and labels or values (n,)
 
@@ -94,7 +95,7 @@ def spirals(seed: int, steps: int) -> Problem:
 def digits(seed: int, steps: int) -> Problem:
     """The 8 x 8 images of handwritten digits that scikit-learn ships."""
     random = np.random.default_rng(seed)
-    data = image_data.load("digits")
+    data = datasets.load("digits")
     images, test_images = (
         part.reshape(-1, 64).astype("f4") / 127.5 - 1.0
         for part in (data.train_images, data.test_images)

@@ -1,8 +1,8 @@
-"""Train `mnist.py`'s networks with several processes, each with its share of every batch.
+"""Train the networks with several processes, each with its share of every batch.
 
-    python examples/distributed_mnist.py --spawn 2  # two processes on this host
-    python examples/distributed_mnist.py --coordinator host0:1234 --processes 2 --process 0
-    srun python examples/distributed_mnist.py       # on a cluster that JAX knows, without options
+    python -m examples.mnist.distributed --spawn 2  # two processes on this host
+    python -m examples.mnist.distributed --coordinator host0:1234 --processes 2 --process 0
+    srun python -m examples.mnist.distributed       # on a cluster that JAX knows, without options
 
 The second starts one process of two, on the CPU or on all GPUs of its host; the other one, on the
 same or another host, has `--process 1`. A seed gives the same batches however many there are. With
@@ -10,6 +10,7 @@ same or another host, has `--process 1`. A seed gives the same batches however m
 """
 
 import argparse
+import contextlib
 import math
 import os
 import queue
@@ -24,15 +25,18 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-import checkpoints
-import image_data
 import jax
-import mnist
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-NAME = "distributed_mnist.py"
+from amac_jax.tools import datasets
+from examples.mnist import checkpoints, lock, options, training
+from examples.mnist.models import MODELS
+from examples.mnist.report import Report, line
+
+NAME = "python -m examples.mnist.distributed"
+COMMAND = [sys.executable, "-m", "examples.mnist.distributed"]
 
 
 def over_all(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
@@ -43,7 +47,7 @@ def over_all(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batches(data: image_data.Images, sharding: NamedSharding, size: int, seed: int, epoch: int):
+def batches(data: datasets.Images, sharding: NamedSharding, size: int, seed: int, epoch: int):
     """An epoch's (images, labels, weight), of which each process reads what its devices hold."""
     count = len(data.train_images)
     order = np.random.default_rng((seed % 2**32, epoch)).permutation(count)
@@ -57,27 +61,27 @@ def batches(data: image_data.Images, sharding: NamedSharding, size: int, seed: i
 
 
 def train(
-    args: argparse.Namespace, data: image_data.Images, folder: checkpoints.Checkpoints | None
-) -> mnist.Report:
+    args: argparse.Namespace, data: datasets.Images, folder: checkpoints.Checkpoints | None
+) -> Report:
     mesh = Mesh(np.array(jax.devices()), ("data",))
     if args.batch_size % mesh.size:
         fail(f"--batch-size {args.batch_size} cannot be shared by {mesh.size} devices")
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_row = NamedSharding(mesh, PartitionSpec("data"))
-    model = mnist.MODELS[args.model]()
+    model = MODELS[args.model]()
     steps = args.epochs * math.ceil(len(data.train_images) / args.batch_size)
     try:
-        rate, tx = mnist.optimizer_of(args, steps)
+        rate, tx = options.optimizer_of(args, steps)
     except ValueError as error:
         fail(error)
     first = jax.process_index() == 0
     configuration = {**args.configuration, "learning_rate": rate, "steps": steps}
-    report = mnist.Report(configuration, data, args.out if first else None, NAME)
+    report = Report(configuration, data, args.out if first else None, "examples.mnist.distributed")
     report.content["device"] += f", {mesh.size} in {jax.process_count()} processes"
     report.content["timing"] = {}
 
     def initial():
-        return mnist.initial_state(model, tx, jax.random.key(args.seed), data.train_images[:1])
+        return training.initial_state(model, tx, jax.random.key(args.seed), data.train_images[:1])
 
     like = jax.eval_shape(initial)
     sharding = jax.tree.map(
@@ -94,9 +98,9 @@ def train(
     @partial(jax.jit, donate_argnums=0, out_shardings=(sharding, everywhere))
     def step(state, epoch, images, labels, weight):
         key = jax.random.fold_in(jax.random.key(args.seed), epoch)
-        return mnist.train_step(state, images, labels, weight, key, augment=args.augment)
+        return training.train_step(state, images, labels, weight, key, augment=args.augment)
 
-    tested = jax.jit(mnist.tested, out_shardings=everywhere)
+    tested = jax.jit(training.tested, out_shardings=everywhere)
     epochs = range(report.epoch + 1, args.epochs + 1)
     bar = tqdm(
         total=args.epochs, initial=report.epoch, unit="epoch", disable=None if first else True
@@ -123,11 +127,11 @@ def train(
         row["seconds"] = time.perf_counter() - began
         report.add(row, metrics)
         if row["loss"] is None:
+            if folder:
+                folder.wait()
             fail(f"the loss of epoch {epoch} is not finite; try a lower --learning-rate")
-        if folder:
-            report.save(folder, state)
         bar.update()
-        report.tell(mnist.line(row, args.epochs))
+        report.announce(line(row, args.epochs), state, folder)
     bar.close()
     return report
 
@@ -176,13 +180,14 @@ def spawn(count: int, argv: list[str], advice: str) -> None:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     own = ["--spawn=0", f"--coordinator={address}", f"--parent={os.getpid()}"]
-    command = [sys.executable, "-u", __file__, *argv, *own]
+    command = [sys.executable, "-u", "-m", "examples.mnist.distributed", *argv, *own]
     children, ended, threads = [], queue.Queue(), []
 
     def pass_on(source, target, prefix):
         with source:
             for line in source:
-                print(f"{prefix}{line}", end="", file=target, flush=True)
+                # The last line of a process that is ended may lack its end.
+                print(prefix + line.rstrip("\n"), file=target, flush=True)
 
     def wait(number, child):
         ended.put((number, child.wait()))
@@ -245,19 +250,21 @@ def address(text: str) -> str:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = mnist.argument_parser("Train a small network on MNIST with several processes")
-    parser.set_defaults(out=Path("runs/distributed_mnist"))
+    parser = options.argument_parser(NAME, "Train a small network on MNIST with several processes")
+    parser.set_defaults(out=Path("runs/mnist_distributed"))
     group = parser.add_argument_group(
         "processes", "without these, what the cluster's variables say"
     )
     group.add_argument("--spawn", type=int, default=0, metavar="N", help="start N of them here")
     group.add_argument("--coordinator", type=address, help="host:port of process 0")
-    group.add_argument("--processes", type=mnist.whole, help="how many there are")
+    group.add_argument("--processes", type=options.whole, help="how many there are")
     group.add_argument("--process", type=int, help="which one this is, from 0")
     group.add_argument("--parent", type=int, help=argparse.SUPPRESS)
-    group.add_argument("--timeout", type=mnist.whole, default=30, help="seconds until one is dead")
+    group.add_argument(
+        "--timeout", type=options.whole, default=30, help="seconds until one is dead"
+    )
     group.add_argument("--shard", action="store_true", help="parameters and optimizer state too")
-    args = mnist.checked(parser, argv)
+    args = options.checked(parser, argv)
     given = [args.coordinator, args.processes, args.process]
     if args.spawn and given != [None, None, None]:
         parser.error("--spawn chooses --coordinator, --processes and --process itself")
@@ -271,7 +278,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     given = sys.argv[1:] if argv is None else argv
-    again = shlex.join([sys.executable, __file__, *given, *([] if args.resume else ["--resume"])])
+    again = shlex.join([*COMMAND, *given, *([] if args.resume else ["--resume"])])
     advice = f"; to go on: {again}" if args.checkpoint_dir and not args.parent else ""
     if args.spawn:
         spawn(args.spawn, given, advice)
@@ -279,17 +286,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.parent:
         end_with(args.parent)
     try:
-        data = mnist.data_of(args)
+        data = options.data_of(args)
         args.out.mkdir(parents=True, exist_ok=True)
-    except (image_data.DataError, OSError) as error:
+    except (datasets.DataError, OSError) as error:
         fail(error)
-    mnist.keep_compiled_programs()
+    training.keep_compiled_programs()
     join(args)
     try:
-        with checkpoints.interruptible():
+        with checkpoints.interruptible(), contextlib.ExitStack() as stack:
             folder = None
             if args.checkpoint_dir:
+                stack.enter_context(lock.held(args.checkpoint_dir))
                 folder = checkpoints.Checkpoints(args.checkpoint_dir, args.keep, resume=args.resume)
+                stack.enter_context(folder)
             report = train(args, data, folder)
     except checkpoints.CheckpointError as error:
         fail(error)

@@ -1,9 +1,10 @@
-"""Checkpoints of a training run: written by Orbax, atomic, the last few kept, verified when read.
+"""Checkpoints of a training run: written by Orbax while training goes on, the last few kept.
 
 An epoch's checkpoint is the folder with its number. It holds what is needed to go on, to the bit
 (`state`), each step's metrics so far (`history`), and in JSON the epochs' rows and what the run is
-(`record`), with SHA-256 digests. Beside these lie the unfinished folders of saves that were killed
-and `trash`, which the next save removes, and `refused`, where damaged checkpoints are moved.
+(`record`), with SHA-256 digests by which it is verified when it is read. It gets its number when
+all of it is on the disk. Beside these lie `unfinished` and `trash`, which a save that was killed
+leaves and the next one removes, and `refused`, where damaged checkpoints are moved.
 """
 
 import contextlib
@@ -11,12 +12,14 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,21 +60,27 @@ class Checkpoints:
 
     In its methods `run` is what a run must share with one that it goes on from: "program",
     "configuration" (the value of each option) and anything else that JSON can hold. With several
-    processes all call every method, and `folder` is on a file system that they share.
+    processes all call every method, the first writes, and all can see `folder`. The end of a `with`
+    waits for the last save.
 
     Raises: CheckpointError if there are checkpoints and not `resume`, or no writing to `folder`.
     """
 
     def __init__(self, folder: Path, keep: int, *, resume: bool):
         self.folder, self.keep = folder.absolute(), keep
-        self._manager = None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from error
+        self._saver = ThreadPoolExecutor(1, "saver")
+        self._saving: Future[None] | None = None
+        make(folder)
         if steps_in(folder) and not resume:
             raise CheckpointError(f"{folder}: has checkpoints; add --resume or name another folder")
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        with uninterrupted():
+            self.wait()
+            self._saver.shutdown()
 
     def restore(self, like: Any, run: dict[str, Any]) -> Saved | None:
         """The newest epoch that is whole, its state as NumPy arrays in the structure of `like`.
@@ -109,25 +118,62 @@ class Checkpoints:
         rows: list[dict[str, Any]],
         run: dict[str, Any],
         about: dict[str, Any],
+        then: Callable[[], None] = lambda: None,
     ) -> None:
-        """Returns when the epoch is on disk and the one that it displaces is not.
+        """Copies the state and returns; what was given may change while the copy is written.
 
-        Raises: CheckpointError if it cannot be written.
+        `then` is called in the first process, from another thread, as soon as the epoch would
+        survive a power failure; only after that the one that it displaces is removed. One epoch is
+        written at a time: this waits for the one before.
+
+        Raises: CheckpointError if the one before could not be written.
         """
-        record = {"format": FORMAT, "run": run, "epoch": epoch, "rows": rows, "about": about}
-        record["arrays"] = digest({"state": state, "history": history})
+        with uninterrupted():
+            self.wait()
+            arrays = on_host({"state": state, "history": history})
+            record = {"format": FORMAT, "run": run, "epoch": epoch, "rows": rows, "about": about}
+            record = json.loads(json.dumps(record))  # a copy, which the next epoch does not change
+            if jax.process_index() == 0:
+                self._saving = self._saver.submit(self._write, epoch, arrays, record, then)
+
+    def wait(self) -> None:
+        """Until no save is under way.
+
+        Raises: CheckpointError if it could not be written.
+        """
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
+
+    def _write(
+        self, epoch: int, arrays: Any, record: dict[str, Any], then: Callable[[], None]
+    ) -> None:
+        path, unfinished = self.folder / str(epoch), self.folder / "unfinished"
+        record["arrays"] = digest(arrays)
         args = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),
-            history=ocp.args.PyTreeSave(history),
+            state=ocp.args.PyTreeSave(arrays["state"]),
+            history=ocp.args.PyTreeSave(arrays["history"]),
             record=ocp.args.JsonSave({"record": record, "sha256": json_digest(record)}),
         )
-        try:
-            with uninterrupted():
-                self._writer().save(epoch, args=args)
-                self._empty_trash()
-        except (OSError, ValueError) as error:
-            path = self.folder / str(epoch)
-            raise CheckpointError(f"{path}: cannot be written ({first_line(error)})") from error
+        with complaints(path):
+            for name in ("unfinished", "trash"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            with alone() as writer:
+                writer.save(unfinished / path.name, args=args)
+            for written in (unfinished / path.name).rglob("*"):
+                sync(written)
+            sync(unfinished / path.name)
+            (unfinished / path.name).rename(path)
+            unfinished.rmdir()
+            sync(self.folder)
+        then()
+        # Deleting is not atomic, but moving is: what is in the trash is no checkpoint.
+        trash = self.folder / "trash"
+        with complaints(path):
+            for displaced in steps_in(self.folder)[: -self.keep]:
+                trash.mkdir(exist_ok=True)
+                (self.folder / str(displaced)).rename(trash / str(displaced))
+        shutil.rmtree(trash, ignore_errors=True)
 
     def read(self, epoch: int, like: Any, run: dict[str, Any]) -> Saved:
         """One epoch, verified.
@@ -170,43 +216,74 @@ class Checkpoints:
             place.mkdir(exist_ok=True)
             place /= f"{epoch}.{len(list(place.glob(f'{epoch}.*'))) + 1}"
             (self.folder / str(epoch)).rename(place)
+            sync(place.parent)
+            sync(self.folder)
             print(f"{message}; it is now {place}", file=sys.stderr, flush=True)
         multihost_utils.sync_global_devices("moved aside")
 
-    def _writer(self) -> ocp.CheckpointManager:
-        """Made with the first save: making it removes what a save that was killed has left."""
-        if self._manager is None:
-            self._empty_trash()
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(self.keep),
-                # Deleting is not atomic, but moving is; what is in the trash is no checkpoint.
-                todelete_subdir="trash",
-                cleanup_tmp_directories=True,
-                # The state is donated to the next epoch: what is saved must not still be in use.
-                enable_async_checkpointing=False,
-                save_root_metadata=False,
-                lightweight_initialize=True,
-            )
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-        return self._manager
 
-    def _empty_trash(self) -> None:
-        if jax.process_index() == 0:
-            shutil.rmtree(self.folder / "trash", ignore_errors=True)
-        multihost_utils.sync_global_devices("trash emptied")
+def make(folder: Path) -> None:
+    """Makes a folder that outlives a power failure, where it is not there.
+
+    Raises: CheckpointError if it cannot be written.
+    """
+    try:
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in new:
+            sync(path.parent)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def complaints(path: Path) -> Iterator[None]:
+    """Raises: CheckpointError for what the file system refuses."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({first_line(error)})") from error
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def on_host(tree: Any) -> Any:
+    """A copy in NumPy arrays; of what several processes share, all of it in each."""
+
+    def copy(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            if not leaf.is_fully_replicated:
+                return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+            leaf = leaf.addressable_data(0)
+        return np.array(leaf)  # never the device's own memory, which the next epoch overwrites
+
+    return jax.tree.map(copy, tree)
 
 
 def alone() -> ocp.Checkpointer:
-    """A reader that waits for no other process, so that none waits for one that fails."""
+    """It reads and writes without other processes, so that none waits for one that fails."""
     process = jax.process_index()
-    return ocp.Checkpointer(
-        ocp.CompositeCheckpointHandler(),
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=process,
-            active_processes={process},
-            barrier_sync_key_prefix=f"process_{process}",
-        ),
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process_{process}",
     )
+    # Each part has to be told: by default it waits for every process, which train on.
+    parts = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options),
+        state=ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+        history=ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+        record=ocp.JsonCheckpointHandler(multiprocessing_options=options),
+    )
+    return ocp.Checkpointer(parts, multiprocessing_options=options)
 
 
 @contextlib.contextmanager
@@ -243,12 +320,9 @@ def check_run(path: Path, record: dict[str, Any], run: dict[str, Any]) -> None:
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of the leaves: path, dtype, shape and bytes; the same however they are sharded."""
+    """SHA-256 of the leaves, NumPy arrays: path, dtype, shape and bytes."""
     sha256 = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(leaf)
+    for path, array in jax.tree_util.tree_leaves_with_path(tree):
         sha256.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         sha256.update(array.tobytes())
     return sha256.hexdigest()

@@ -1,8 +1,8 @@
 """Noise of mean 0 and variance 1 as a function of key, step, leaf and position alone."""
 
-from amac_jax._core.random.counter import random_words
-from amac_jax._core.random.normal import Sampler, fast_normal, gaussian, sampler_named
-from amac_jax._core.random.threefry import UNROLLS_THREEFRY, threefry_normal
+from amac_jax._core.draws.counter import random_words
+from amac_jax._core.draws.normal import Sampler, fast_normal, gaussian, sampler_named
+from amac_jax._core.draws.threefry import UNROLLS_THREEFRY, threefry_normal
 
 __all__ = [
     "UNROLLS_THREEFRY",

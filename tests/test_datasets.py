@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib.util
 import io
 import os
 import socket
@@ -24,18 +23,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from amac_jax.tools import datasets
 from tests.helpers import SOAK
 
-_SPEC = importlib.util.spec_from_file_location(
-    "image_data", Path(__file__).parents[1] / "examples" / "image_data.py"
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-image_data = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(image_data)
-DataError, NoNetwork = image_data.DataError, image_data.NoNetwork
+DataError, NoNetwork = datasets.DataError, datasets.NoNetwork
 # What the fixture below puts out of reach.
-OPEN_HTTPS, SHA256 = image_data.open_https, image_data.SHA256
+OPEN_HTTPS, SHA256 = datasets.open_https, datasets.SHA256
 
 REAL = os.environ.get("AMAC_JAX_DATA")
 
@@ -49,7 +42,7 @@ def idx(array):
 _RNG = np.random.default_rng(0)
 ARRAYS = dict(
     zip(
-        image_data.SHA256,
+        datasets.SHA256,
         (
             _RNG.integers(0, 256, (6, 3, 2)),
             _RNG.integers(0, 10, 6),
@@ -62,7 +55,7 @@ ARRAYS = dict(
 CONTENT = {name: idx(array) for name, array in ARRAYS.items()}
 ZIPPED = {name: gzip.compress(content, mtime=0) for name, content in CONTENT.items()}
 IMAGES, LABELS = list(CONTENT)[:2]
-FIRST, SECOND = image_data.MIRRORS
+FIRST, SECOND = datasets.MIRRORS
 
 
 class Response(io.BytesIO):
@@ -120,10 +113,10 @@ def network(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("AMAC_JAX_DATA", raising=False)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENT.items()}
-    monkeypatch.setattr(image_data, "SHA256", digests)
-    monkeypatch.setattr(image_data, "GZIP_BYTES", {name: len(ZIPPED[name]) for name in ZIPPED})
+    monkeypatch.setattr(datasets, "SHA256", digests)
+    monkeypatch.setattr(datasets, "GZIP_BYTES", {name: len(ZIPPED[name]) for name in ZIPPED})
     network = Network()
-    monkeypatch.setattr(image_data, "open_https", network)
+    monkeypatch.setattr(datasets, "open_https", network)
     return network
 
 
@@ -163,7 +156,7 @@ def assert_is_mnist(images):
 def test_idx_is_read_plain_and_zipped(tmp_path, shape, pack):
     array = np.random.default_rng(1).integers(0, 256, shape)
     (tmp_path / "file").write_bytes(pack(idx(array)))
-    found = image_data.read_idx(tmp_path / "file")
+    found = datasets.read_idx(tmp_path / "file")
     np.testing.assert_array_equal(found, array)
     assert found.dtype == np.uint8
     found += 1  # writable: whoever augments in place may
@@ -199,7 +192,7 @@ BAD_FILES = {
 def test_bad_file_is_a_data_error_that_names_it(tmp_path, content, reason):
     path = tmp_path / "some-file"
     path.write_bytes(content)
-    message = error_of(image_data.read_idx, path)
+    message = error_of(datasets.read_idx, path)
     assert message.startswith(f"{path}: ")
     assert reason in message
 
@@ -207,10 +200,10 @@ def test_bad_file_is_a_data_error_that_names_it(tmp_path, content, reason):
 def test_wrong_digest_absent_file_and_folder_are_data_errors(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(GOOD)
-    image_data.read_idx(path, sha256=hashlib.sha256(GOOD).hexdigest())
-    assert "wrong content" in error_of(image_data.read_idx, path, sha256="0" * 64)
-    assert "No such file" in error_of(image_data.read_idx, tmp_path / "absent")
-    assert str(tmp_path) in error_of(image_data.read_idx, tmp_path)
+    datasets.read_idx(path, sha256=hashlib.sha256(GOOD).hexdigest())
+    assert "wrong content" in error_of(datasets.read_idx, path, sha256="0" * 64)
+    assert "No such file" in error_of(datasets.read_idx, tmp_path / "absent")
+    assert str(tmp_path) in error_of(datasets.read_idx, tmp_path)
 
 
 @pytest.mark.parametrize("claimed", [36, 1 << 26], ids=["honest header", "largest header"])
@@ -219,7 +212,7 @@ def test_gzip_bomb_is_refused_without_being_inflated(tmp_path, claimed):
     (tmp_path / "bomb").write_bytes(bomb)
     tracemalloc.start()
     try:
-        assert "does not hold" in error_of(image_data.read_idx, tmp_path / "bomb")
+        assert "does not hold" in error_of(datasets.read_idx, tmp_path / "bomb")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -230,7 +223,7 @@ def test_a_large_claim_in_a_small_file_allocates_little(tmp_path):
     (tmp_path / "liar").write_bytes(struct.pack(">HBBI", 0, 8, 1, 1 << 26) + b"little")
     tracemalloc.start()
     try:
-        assert "does not hold" in error_of(image_data.read_idx, tmp_path / "liar")
+        assert "does not hold" in error_of(datasets.read_idx, tmp_path / "liar")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -256,7 +249,7 @@ def read_or_data_error(path, content):
     path.write_bytes(content)
     tracemalloc.start()
     try:
-        outcome = image_data.read_idx(path)
+        outcome = datasets.read_idx(path)
     except DataError as error:
         outcome = str(error)
     finally:
@@ -312,7 +305,7 @@ def test_given_folder_is_read_itself_or_its_mnist(tmp_path, monkeypatch, source,
     monkeypatch.setenv("AMAC_JAX_DATA", str(tmp_path / "given"))
     if source == "data_dir":  # then the variable is not looked at
         monkeypatch.setenv("AMAC_JAX_DATA", str(tmp_path / "nowhere"))
-    assert_is_mnist(image_data.load_mnist(tmp_path / "given" if source == "data_dir" else None))
+    assert_is_mnist(datasets.load_mnist(tmp_path / "given" if source == "data_dir" else None))
 
 
 @pytest.mark.parametrize("source", ["data_dir", "AMAC_JAX_DATA"])
@@ -324,7 +317,7 @@ def test_given_folder_that_lacks_a_file_is_an_error_and_not_a_fallback(
     given = fill(tmp_path / "given")
     (given / f"{LABELS}.gz").unlink()
     monkeypatch.setenv("AMAC_JAX_DATA", str(given))
-    message = error_of(image_data.load, "mnist", given if source == "data_dir" else None)
+    message = error_of(datasets.load, "mnist", given if source == "data_dir" else None)
     assert f"{given} (from {source}): does not hold all of" in message
     assert network.asked == []
 
@@ -332,7 +325,7 @@ def test_given_folder_that_lacks_a_file_is_an_error_and_not_a_fallback(
 def test_given_folder_with_a_wrong_file_is_an_error_that_does_not_say_delete(tmp_path):
     given = fill(tmp_path)
     (given / f"{IMAGES}.gz").write_bytes(gzip.compress(GOOD[:-1] + b"\0"))
-    message = error_of(image_data.load, "mnist", given)
+    message = error_of(datasets.load, "mnist", given)
     assert message.startswith(f"{given / IMAGES}.gz: wrong content")
     assert "delete" not in message
 
@@ -342,19 +335,19 @@ def test_cache_is_read_without_asking_the_network(monkeypatch, network, cache, v
     if variable is not None:
         monkeypatch.setenv("AMAC_JAX_DATA", variable)
     fill(cache, zipped=False)
-    assert_is_mnist(image_data.load_mnist())
+    assert_is_mnist(datasets.load_mnist())
     assert network.asked == []
 
 
 def test_cache_is_in_the_home_where_xdg_names_none(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     fill(tmp_path / "home" / ".cache" / "amac_jax" / "mnist")
-    assert_is_mnist(image_data.load_mnist())
+    assert_is_mnist(datasets.load_mnist())
 
 
 def test_relative_cache_is_an_error(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert "XDG_CACHE_HOME" in error_of(image_data.load_mnist)
+    assert "XDG_CACHE_HOME" in error_of(datasets.load_mnist)
 
 
 @pytest.mark.parametrize("content", [ZIPPED[IMAGES][:-9], GOOD[:-1] + b"\0"], ids=["cut", "wrong"])
@@ -362,7 +355,7 @@ def test_bad_cached_file_is_an_error_that_says_delete(network, cache, content):
     network.serve(FIRST)
     fill(cache)
     (cache / f"{IMAGES}.gz").write_bytes(content)
-    message = error_of(image_data.load, "mnist")
+    message = error_of(datasets.load, "mnist")
     assert message.startswith(f"{cache / IMAGES}.gz: ")
     assert "delete it" in message
     assert network.asked == []
@@ -374,20 +367,20 @@ def test_bad_cached_file_is_an_error_that_says_delete(network, cache, content):
 def test_download_fills_the_cache_once(network, cache, capsys, monkeypatch):
     network.serve(FIRST)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert_is_mnist(image_data.load("mnist"))
+    assert_is_mnist(datasets.load("mnist"))
     assert network.asked == [f"{FIRST}{name}.gz" for name in CONTENT]
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == {
         f"{name}.gz": body for name, body in ZIPPED.items()
     }
     assert IMAGES in capsys.readouterr().err  # the progress bar
-    assert_is_mnist(image_data.load("mnist"))
+    assert_is_mnist(datasets.load("mnist"))
     assert len(network.asked) == 4
 
 
 def test_only_the_missing_file_is_fetched(network, cache):
     network.serve(FIRST)
     (fill(cache) / f"{LABELS}.gz").unlink()
-    assert_is_mnist(image_data.load_mnist())
+    assert_is_mnist(datasets.load_mnist())
     assert network.asked == [f"{FIRST}{LABELS}.gz"]
 
 
@@ -403,7 +396,7 @@ WRONG_BODIES = {
 def test_wrong_body_sends_to_the_next_mirror(network, cache, body):
     network.serve(FIRST, images=body)
     network.serve(SECOND)
-    assert_is_mnist(image_data.load_mnist())
+    assert_is_mnist(datasets.load_mnist())
     assert network.asked[:2] == [f"{FIRST}{IMAGES}.gz", f"{SECOND}{IMAGES}.gz"]
     assert (cache / f"{IMAGES}.gz").read_bytes() == ZIPPED[IMAGES]
 
@@ -415,7 +408,7 @@ def test_wrong_body_is_an_error_and_not_a_fallback(network, cache, body, second)
     if second == "wrong too":
         network.serve(SECOND, labels=body)
     with pytest.raises(DataError, match=f"{FIRST}{LABELS}.gz: ") as caught:
-        image_data.load("mnist")
+        datasets.load("mnist")
     assert not isinstance(caught.value, NoNetwork)
     # What was there before stays, and nothing else is left behind.
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == {
@@ -426,7 +419,7 @@ def test_wrong_body_is_an_error_and_not_a_fallback(network, cache, body, second)
 def test_body_is_not_read_beyond_twice_its_size(network):
     endless = Response(bytes(10_000))
     network.serve(FIRST, images=endless)
-    assert "more than twice the size" in error_of(image_data.load_mnist)
+    assert "more than twice the size" in error_of(datasets.load_mnist)
     assert endless.received == 2 * len(ZIPPED[IMAGES]) + 1
     assert endless.closed
 
@@ -446,9 +439,9 @@ FAILURES = {
 def test_no_mirror_reached_gives_digits_and_one_line(network, cache, capsys, failure):
     (fill(cache) / f"{IMAGES}.gz").unlink()
     before = sorted(cache.iterdir())
-    for mirror in image_data.MIRRORS:
+    for mirror in datasets.MIRRORS:
         network.serve(mirror, images=failure(ZIPPED[IMAGES]) if failure is Dying else failure)
-    images = image_data.load("mnist")
+    images = datasets.load("mnist")
     assert images.name == "digits"
     assert network.asked == [f"{FIRST}{IMAGES}.gz", f"{SECOND}{IMAGES}.gz"]
     assert sorted(cache.iterdir()) == before
@@ -464,12 +457,12 @@ def test_no_mirror_reached_gives_digits_and_one_line(network, cache, capsys, fai
 
 def test_no_mirror_reached_is_no_network_to_load_mnist():
     with pytest.raises(NoNetwork, match=f"{IMAGES}: no mirror can be reached"):
-        image_data.load_mnist()
+        datasets.load_mnist()
 
 
 def test_unreachable_mirror_sends_to_the_next(network, capsys):
     network.serve(SECOND)
-    assert_is_mnist(image_data.load("mnist"))
+    assert_is_mnist(datasets.load("mnist"))
     assert "digits" not in capsys.readouterr().err
 
 
@@ -495,7 +488,7 @@ def test_failing_write_leaves_the_old_file_alone(network, cache, monkeypatch, st
     isfile = os.path.isfile
     monkeypatch.setattr(os.path, "isfile", lambda path: path != target and isfile(path))
     with pytest.raises(DataError if isinstance(failure, OSError) else KeyboardInterrupt) as caught:
-        image_data.load("mnist")
+        datasets.load("mnist")
     assert network.asked == [f"{FIRST}{IMAGES}.gz"]
     if isinstance(failure, OSError):
         assert str(caught.value) == f"{target}: cannot be written (No space left on device)"
@@ -506,7 +499,7 @@ def test_failing_write_leaves_the_old_file_alone(network, cache, monkeypatch, st
 def test_cache_that_cannot_be_made_is_an_error(network, tmp_path):
     network.serve(FIRST)
     (tmp_path / "cache").write_text("a file where the folder should be")
-    assert "cannot be written" in error_of(image_data.load, "mnist")
+    assert "cannot be written" in error_of(datasets.load, "mnist")
 
 
 class Wire:
@@ -549,13 +542,13 @@ def test_no_other_address_or_redirect_is_opened(monkeypatch, location):
     with pytest.raises(OSError, match="b/ is not https"):
         OPEN_HTTPS("https://a/")
     assert wire.asked == [("https://a/", 10)]
-    assert all(mirror.startswith("https://") for mirror in image_data.MIRRORS)
+    assert all(mirror.startswith("https://") for mirror in datasets.MIRRORS)
 
 
 def test_a_host_that_swallows_packets_is_given_up_in_time(monkeypatch):
     """Each address of such a host takes urllib's whole timeout, and Google's hosts have 16."""
     opened = threading.Event()
-    monkeypatch.setattr(image_data, "TIMEOUT", 0.05)
+    monkeypatch.setattr(datasets, "TIMEOUT", 0.05)
     monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", lambda *_: opened.wait(20))
     with pytest.raises(TimeoutError):
         OPEN_HTTPS("https://a/")
@@ -567,13 +560,13 @@ def test_a_host_that_swallows_packets_is_given_up_in_time(monkeypatch):
 
 def test_load_knows_two_names():
     with pytest.raises(ValueError, match="name must be 'mnist' or 'digits', got 'cifar'"):
-        image_data.load("cifar")
+        datasets.load("cifar")
 
 
 def test_digits_split_is_disjoint_complete_stratified_and_fixed(network):
     from sklearn.datasets import load_digits
 
-    split = image_data.load("digits")
+    split = datasets.load("digits")
     assert network.asked == []
     assert split.train_images.shape == (1437, 8, 8)
     assert split.test_images.shape == (360, 8, 8)
@@ -589,20 +582,20 @@ def test_digits_split_is_disjoint_complete_stratified_and_fixed(network):
 
     shares = np.bincount(np.asarray(labels)) * 360 / 1797
     assert np.all(np.abs(np.bincount(split.test_labels) - shares) <= 1)
-    for array, again in zip(split[1:], image_data.load_digits_split()[1:], strict=True):
+    for array, again in zip(split[1:], datasets.load_digits_split()[1:], strict=True):
         np.testing.assert_array_equal(array, again)
 
 
 def test_held_out_images_are_the_last_of_training(tmp_path):
-    mnist = image_data.load_mnist(fill(tmp_path))
-    train_images, train_labels, test_images, test_labels = image_data.hold_out(mnist, 2)[1:]
+    mnist = datasets.load_mnist(fill(tmp_path))
+    train_images, train_labels, test_images, test_labels = datasets.hold_out(mnist, 2)[1:]
     images, labels = ARRAYS[IMAGES], ARRAYS[LABELS]
     np.testing.assert_array_equal(train_images, images[:4])
     np.testing.assert_array_equal(train_labels, labels[:4])
     np.testing.assert_array_equal(test_images, images[4:])
     np.testing.assert_array_equal(test_labels, labels[4:])
     for count in (0, 6):
-        assert "hold out" in error_of(image_data.hold_out, mnist, count)
+        assert "hold out" in error_of(datasets.hold_out, mnist, count)
 
 
 def holds_mnist(root):
@@ -613,9 +606,9 @@ def holds_mnist(root):
     not (REAL and holds_mnist(REAL)), reason="AMAC_JAX_DATA names no folder with MNIST in it"
 )
 def test_real_mnist(monkeypatch):
-    monkeypatch.setattr(image_data, "SHA256", SHA256)
+    monkeypatch.setattr(datasets, "SHA256", SHA256)
     monkeypatch.setenv("AMAC_JAX_DATA", REAL)
-    mnist = image_data.load("mnist")
+    mnist = datasets.load("mnist")
     assert mnist.train_images.shape == (60_000, 28, 28)
     assert mnist.test_images.shape == (10_000, 28, 28)
     # The class counts known from the literature.
@@ -623,3 +616,61 @@ def test_real_mnist(monkeypatch):
         5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
     ]  # fmt: skip
     assert np.bincount(mnist.test_labels)[:2].tolist() == [980, 1135]
+
+
+# --- texts -----------------------------------------------------------------------------------
+
+LINES = b"To be, or not to be\n" * 20
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """A short text in the place of Shakespeare's."""
+    monkeypatch.setattr(datasets, "TEXT_SHA256", hashlib.sha256(LINES).hexdigest())
+    monkeypatch.setattr(datasets, "TEXT_BYTES", len(LINES))
+
+
+def assert_is_lines(text):
+    assert text.name == "shakespeare"
+    assert text.alphabet == "".join(sorted(set(LINES.decode())))
+    assert (len(text.train), len(text.validation)) == (360, 40)
+    spelt = [text.alphabet[number] for number in np.concatenate([text.train, text.validation])]
+    assert "".join(spelt) == LINES.decode()
+    assert text.train.dtype == text.validation.dtype == np.int32
+
+
+@pytest.mark.usefixtures("lines")
+def test_a_text_is_read_from_a_given_folder(tmp_path, network):
+    (tmp_path / "tinyshakespeare").mkdir()
+    (tmp_path / "tinyshakespeare" / "input.txt").write_bytes(LINES)
+    assert_is_lines(datasets.load_text(data_dir=tmp_path))
+    (tmp_path / "tinyshakespeare" / "input.txt").write_bytes(LINES[1:])
+    message = error_of(datasets.load_text, data_dir=tmp_path)
+    assert message.startswith(f"{tmp_path}/tinyshakespeare/input.txt: wrong content")
+    assert network.asked == []
+
+
+@pytest.mark.usefixtures("lines")
+def test_a_text_is_fetched_once_where_the_given_folder_has_none(tmp_path, network):
+    network[datasets.TEXT_URL] = LINES
+    assert_is_lines(datasets.load_text(data_dir=tmp_path))
+    assert_is_lines(datasets.load_text())
+    assert network.asked == [datasets.TEXT_URL]
+
+
+@pytest.mark.usefixtures("lines")
+@pytest.mark.parametrize("body", [b"<html>", 3 * LINES], ids=["another", "too long"])
+def test_a_wrong_text_is_an_error_and_is_not_kept(tmp_path, network, body):
+    network[datasets.TEXT_URL] = body
+    assert datasets.TEXT_URL in error_of(datasets.load_text)
+    assert not list((tmp_path).rglob("input.txt"))
+
+
+def test_offline_the_text_is_pythons(capsys):
+    text = datasets.load_text()
+    assert text.name == "python"
+    assert "no mirror can be reached" in capsys.readouterr().err
+    assert len(text.train) > 300_000
+    assert "import" in "".join(text.alphabet[number] for number in text.train)
+    with pytest.raises(ValueError, match="name must be 'shakespeare' or 'python', got 'milton'"):
+        datasets.load_text("milton")

@@ -6,10 +6,10 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from amac_jax._core.aliases import Tree
+from amac_jax._core.draws.counter import drawn
+from amac_jax._core.draws.threefry import threefry_normal
 from amac_jax._core.hyperparameters import Count
-from amac_jax._core.random.counter import drawn
-from amac_jax._core.random.threefry import threefry_normal
-from amac_jax._core.types import Tree
 
 Sampler: TypeAlias = Callable[[jax.Array, jax.Array, Tree], Tree]
 """A function (key, count, like) that returns a tree shaped as `like`, of mean 0 and variance 1."""

@@ -1,0 +1,1 @@
+"""Programs to start from, each a file that reads in one go; two applications in folders."""

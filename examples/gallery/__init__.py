@@ -1,0 +1,1 @@
+"""Every optimizer of the library beside the others: on landscapes, and on three small tasks."""
