@@ -383,9 +383,7 @@ def test_what_is_not_a_transformation_is_not_a_core(core):
 def test_a_missing_or_unknown_argument_is_said_with_the_function_and_what_it_takes():
     with pytest.raises(TypeError, match=r"skip_spikes\(\): missing .* 'factor' \(it takes tx, fac"):
         amac_jax.skip_spikes(optax.sgd(1.0))
-    with pytest.raises(
-        TypeError, match=r"scale_by_amac\(\): .* 'weight_decay' \(it takes total_st"
-    ):
+    with pytest.raises(TypeError, match=r"scale_by_amac\(\): .* 'weight_decay' \(it takes tot"):
         amac_jax.scale_by_amac(100, weight_decay=0.1)
 
 
