@@ -367,7 +367,8 @@ def test_failed_trials_are_drawn_at_the_edge_and_the_others_where_they_are():
     assert len(crosses.get_xdata()) == int(np.sum(~np.isfinite(found.scores).all(axis=1))) == 1
     assert crosses.get_ydata() == [0.97]
     assert crosses.get_transform() == panel.get_xaxis_transform()
-    heights = {y for line in panel.lines if line.get_marker() == "o" for y in line.get_ydata()}
+    dots = [line for line in panel.lines if line.get_marker() == "o"]
+    heights = {y for line in dots for y in np.asarray(line.get_ydata())}
     assert heights == {*found.scores[np.isfinite(found.scores)]}
 
 
