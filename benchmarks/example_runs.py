@@ -6,7 +6,8 @@
 
 Each run is the command at the top of the example, in a process of its own with an empty compilation
 cache. A record holds for the code of the example that it was measured with: one whose program has
-changed since then, but for its docstring, is measured anew.
+changed since then, but for its docstring, is measured anew, first with seed 0. If its figures are
+then what they were, the records of the other seeds hold for the new code too.
 """
 
 import argparse
@@ -217,14 +218,31 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def with_record(runs: list[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records with a new one, which takes the place of a former one.
+
+    Where both have the same figures, the change of the code changes none, and the other seeds that
+    were measured with the former code hold for the new one.
+    """
+    kept = [other for other in runs if key_of(other) != key_of(record)]
+    for former in (other for other in runs if key_of(other) == key_of(record)):
+        if former["figures"] == record["figures"]:
+            kept = [
+                other | {"digest": record["digest"]}
+                if key_of(other)[:2] == key_of(record)[:2] and other["digest"] == former["digest"]
+                else other
+                for other in kept
+            ]
+    return [*kept, record]
+
+
 def add(record: dict[str, Any]) -> None:
     """Writes a record to the file, where another process may have written since."""
     folder = os.open(RESULTS.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        others = up_to_date(records.recorded(RESULTS).get("runs", []))
-        others = [other for other in others if key_of(other) != key_of(record)]
-        records.write(RESULTS, {"runs": sorted([*others, record], key=key_of)})
+        runs = records.recorded(RESULTS).get("runs", [])
+        records.write(RESULTS, {"runs": sorted(with_record(runs, record), key=key_of)})
     finally:
         os.close(folder)
 
@@ -247,8 +265,6 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     args = parsed()
-    runs = up_to_date(records.recorded(RESULTS).get("runs", []))
-    known = {key_of(record) for record in runs}
     wanted = [
         (name, variant, seed)
         for name, program in PROGRAMS.items()
@@ -256,10 +272,10 @@ def main() -> None:
         for variant in program.variants
         for seed in range(program.seeds)
     ]
-    bar = tqdm([key for key in wanted if key not in known], disable=None, unit="run")
-    for key in bar:
+    for key in (bar := tqdm(wanted, disable=None, unit="run")):
         bar.set_description(" ".join(map(str, key)))
-        add(run(*key))
+        if key not in map(key_of, up_to_date(records.recorded(RESULTS).get("runs", []))):
+            add(run(*key))
     report(records.recorded(RESULTS).get("runs", []))
 
 

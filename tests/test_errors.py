@@ -380,12 +380,32 @@ def test_what_is_not_a_transformation_is_not_a_core(core):
         amac_jax.compose(core, 1e-3)
 
 
+def test_a_missing_or_unknown_argument_is_said_with_the_function_and_what_it_takes():
+    with pytest.raises(TypeError, match=r"skip_spikes\(\): missing .* 'factor' \(it takes tx, fac"):
+        amac_jax.skip_spikes(optax.sgd(1.0))
+    with pytest.raises(TypeError, match=r"scale_by_amac\(\): .* 'weight_decay' \(it takes tot"):
+        amac_jax.scale_by_amac(100, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", amac_jax.adam(0.1)], ids=["name", "made"])
+def test_what_makes_no_optimizer_is_refused_by_the_range_test(optimizer):
+    with pytest.raises(ValueError, match="optimizer must be a function from a learning rate"):
+        amac_jax.lr_range_test(lambda w, x: w, 1.0, jnp.ones(4), optimizer=optimizer)
+
+
+@pytest.mark.parametrize("mask", [0.1, "yes", {"kernel": 1}])
+def test_a_mask_of_anything_but_bools_is_refused(mask):
+    tx = amac_jax.adamw(0.1, decay_mask=mask)
+    with pytest.raises(ValueError, match="mask must be a tree of bools, got"):
+        tx.init({"kernel": jnp.ones(2)})
+
+
 # What is wrong with trees is said by path.
 
 
 def test_a_pattern_that_fits_no_stack_is_refused_at_init():
     params = {"layers": {"kernel": jnp.ones((2, 3, 3))}}
-    message = re.escape("each fit a leaf, such as 'layers/kernel', got 'blocks'")
+    message = re.escape("each fit a leaf, and 'blocks' fits none; there are 'layers/kernel'")
     stacks = amac_jax.stacked("blocks")
     for techniques in ({"centralize": True}, {"weight_decay": 0.1}):
         with pytest.raises(ValueError, match=message):

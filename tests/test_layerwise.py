@@ -377,9 +377,12 @@ def test_decays_that_are_refused(factor, depth_of, message):
 @pytest.mark.parametrize(
     ("multipliers", "message"),
     [
-        ({"head": 1.0, "Head": 1.0}, "multipliers .* fit a leaf, such as 'embed/.*', got 'Head'"),
-        ({"kernel": 1.0}, "multipliers .* fit a leaf, such as 'embed/embedding', got 'kernel'"),
-        (layerwise_decay(0.5, ["head", "tail"]), "depth_of .* fit a leaf, such as .* got 'tail'"),
+        ({"head": 1.0, "Head": 1.0}, "multipliers .* 'Head' fits none; there are 'embed/"),
+        ({"kernel": 1.0}, "multipliers .* 'kernel' fits none; there are 'embed/"),
+        (
+            layerwise_decay(0.5, ["head", "tail"]),
+            "depth_of must each fit a leaf, and 'tail' fits none",
+        ),
         (layerwise_decay(0.5, lambda path, leaf: 0.5), r"the depth of 'embed/.*' must be .* whole"),
         (layerwise_decay(0.5, lambda path, leaf: -1), r"the depth of 'embed/.*\[0, inf\).* got -1"),
         (

@@ -311,7 +311,7 @@ def test_a_foreign_optimizer_in_the_place_of_the_other_core_is_refused():
 
 
 def test_a_pattern_that_fits_nothing_is_refused():
-    with pytest.raises(ValueError, match="exclude must be patterns that each fit a leaf"):
+    with pytest.raises(ValueError, match="exclude must each fit a leaf"):
         scale_by_orthogonal(exclude=("hed",)).init(LIKE)
 
 

@@ -359,6 +359,19 @@ def test_the_picture_has_a_panel_for_each_axis_and_one_best(tmp_path):
     figure.savefig(tmp_path / "sweep.png")
 
 
+def test_failed_trials_are_drawn_at_the_edge_and_the_others_where_they_are():
+    space = {"learning_rate": [0.1, 0.2, 0.3, 1e30]}
+    found = search(lambda w, x: (w - x) ** 2, amac_jax.sgd, params=0.0, space=space, steps=10)
+    (panel,) = plot_sweep(found).axes
+    (crosses,) = (line for line in panel.lines if line.get_marker() == "x")
+    assert len(crosses.get_xdata()) == int(np.sum(~np.isfinite(found.scores).all(axis=1))) == 1
+    assert crosses.get_ydata() == [0.97]
+    assert crosses.get_transform() == panel.get_xaxis_transform()
+    dots = [line for line in panel.lines if line.get_marker() == "o"]
+    heights = {y for line in dots for y in np.asarray(line.get_ydata())}
+    assert heights == {*found.scores[np.isfinite(found.scores)]}
+
+
 def test_values_of_the_averaged_weights_are_scored():
     """Constant gradients of 1: w_t = -eta t, and the mean over steps 9 .. 12 is -10.5 eta."""
     found = search(

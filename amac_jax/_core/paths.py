@@ -69,9 +69,10 @@ def check_fits(name: str, patterns: Sequence[str], tree: Tree) -> None:
         return
     for pattern in patterns:
         if not any(path_matches(path, pattern) for path in paths):
+            some = ", ".join(repr(written_path(path)) for path in paths[:5])
             raise ValueError(
-                f"{name} must be patterns that each fit a leaf, such as "
-                f"{written_path(paths[0])!r}, got {pattern!r}"
+                f"{name} must each fit a leaf, and {pattern!r} fits none; there are {some}"
+                + (", ..." if len(paths) > 5 else "")
             )
 
 

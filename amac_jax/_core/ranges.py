@@ -119,7 +119,11 @@ def checked(**ranges: Range) -> Callable[[Function], Function]:
 
         @functools.wraps(function)
         def with_checks(*args: Any, **kwargs: Any) -> Any:
-            check_arguments(signature, ranges, args, kwargs)
+            try:
+                check_arguments(signature, ranges, args, kwargs)
+            except TypeError as error:  # which does not say whose argument it is
+                taken = ", ".join(signature.parameters)
+                raise TypeError(f"{function.__name__}(): {error} (it takes {taken})") from None
             return function(*args, **kwargs)
 
         with_checks.ranges = ranges  # pyright: ignore[reportAttributeAccessIssue]

@@ -141,7 +141,7 @@ TECHNIQUES = (
 AROUND = {
     "state_dtype": "core, momentum, lookahead and averaging stored in bfloat16, rounded at random",
     "skip_nonfinite": "a step with a NaN or infinite gradient changes nothing but a counter",
-    "skip_spikes": "likewise a step whose gradient is more than this factor as large as usual",
+    "skip_spikes": "likewise a step whose gradient norm is above this times the last 64's median",
     "record_metrics": "scalars for `metrics`, at every step (True) or every n-th",
 }
 """The keywords of `compose` that concern the whole chain."""

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from amac_jax._core.aliases import Tree, is_function, promoted
@@ -93,7 +94,7 @@ def decay_weights(
     Raises:
       ValueError: for a negative, infinite or NaN rate; for a strength outside [0, 1], a floor
         outside [0, 1), or NaN; for `update` without `params`; from `init`, for a pattern of
-        `stacked` that fits no leaf.
+        `stacked` that fits no leaf, and for a mask of anything but bools.
 
     Differs from Optax:
       `optax.add_decayed_weights` adds the decay before the learning rate, and to every leaf
@@ -124,7 +125,11 @@ def decay_weights(
     def masked(params: Tree) -> Tree:
         if mask is None:
             return kernel_mask(params, rule=rule)
-        return mask(params) if is_function(mask) else mask
+        chosen = mask(params) if is_function(mask) else mask
+        for decays in jax.tree.leaves(chosen):
+            if not isinstance(decays, bool) and getattr(decays, "dtype", None) != np.bool_:
+                raise ValueError(f"mask must be a tree of bools, got {decays!r} in it")
+        return chosen
 
     def init(params: Tree) -> Tree:
         decays = masked(params)  # which refuses a rule that fits no leaf

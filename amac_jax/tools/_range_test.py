@@ -102,7 +102,12 @@ def lr_range_test(
             raise ValueError(f"{name} must be a whole number in [{least}, inf), got {value!r}")
     if not is_function(batches):
         number_of_batches(batches)  # for its errors
-    build = optimizer or adam
+    build = adam if optimizer is None else optimizer
+    if hasattr(build, "update") or not callable(build):
+        raise ValueError(
+            "optimizer must be a function from a learning rate to a transformation, such as "
+            f"amac_jax.adamw without its brackets, got {build!r}"
+        )
     job = Job(
         loss=loss_of(loss_fn, takes_state=model_state is not None, has_aux=has_aux),
         params=params,

@@ -328,8 +328,9 @@ def plot_sweep(found: Sweep, title: str = "", ylabel: str = "score") -> Figure:
 
     Returns:
       A matplotlib figure with a panel for each axis. Bars are the standard deviations of the seeds.
-      Trials that halving dropped are pale, at the score that they had then. Failed trials, and
-      those far worse than the median, are crosses at the edge.
+      Trials that halving dropped are pale, at the score that they had then. Failed trials are
+      crosses at the edge of the panel, and trials far worse than the median are triangles there.
+      Trials with the same choice stand side by side.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -348,8 +349,9 @@ def plot_sweep(found: Sweep, title: str = "", ylabel: str = "score") -> Figure:
     spreads[seen] = scores[seen].std(axis=1, ddof=1) if scores.shape[1] > 1 else 0
     best = found.ranking[0]
     sign = 1 if found.higher_is_better else -1
-    edge = means[best] - sign * 2.5 * abs(np.median(means[seen]) - means[best])
-    inside = seen & (sign * (means - edge) >= 0)
+    # Several times as far from the best as the median trial is: beyond that is an edge.
+    reach = 4 * abs(np.median(means[seen]) - means[best])
+    inside = seen & (sign * (means[best] - means) <= reach)
     whole = found.steps == found.steps.max()
 
     columns = min(len(found.space), 4)
@@ -367,9 +369,16 @@ def plot_sweep(found: Sweep, title: str = "", ylabel: str = "score") -> Figure:
                     places[chosen], means[chosen], spreads[chosen], fmt="o", markersize=4,
                     linewidth=1, color="C0", alpha=alpha, label=label,
                 )  # fmt: skip
-        if not inside.all():
-            edges = np.full((~inside).sum(), edge)
-            panel.plot(places[~inside], edges, "x", color="C3", label="failed or far worse")
+        edge = panel.get_xaxis_transform()  # in which 0 is the bottom and 1 the top
+        height, triangle = (0.03, "v") if found.higher_is_better else (0.97, "^")
+        for outside, marker, label in (
+            (~seen, "x", "failed"), (seen & ~inside, triangle, "far worse"),
+        ):  # fmt: skip
+            if outside.any():
+                heights = np.full(outside.sum(), height)
+                panel.plot(
+                    places[outside], heights, marker, color="C3", transform=edge, label=label
+                )
         panel.plot(
             places[best], means[best], "*", markersize=13, color="C1", markeredgecolor="black",
             label="best", zorder=5,
@@ -380,8 +389,9 @@ def plot_sweep(found: Sweep, title: str = "", ylabel: str = "score") -> Figure:
     for first in panels[::columns]:
         first.set_ylabel(ylabel)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=4, frameon=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
+    place = {"loc": "outside lower center", "ncols": min(5, 2 * columns), "frameon": False}
+    figure.legend(handles, labels, **place)
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 
