@@ -252,7 +252,7 @@ def report(runs: list[dict[str, Any]]) -> None:
     text = README.read_text()
     before, rest = text.split(BEGIN)
     README.write_text(f"{before}{BEGIN}\n{table(up_to_date(runs))}\n{END}{rest.split(END)[1]}")
-    print(f"{README.relative_to(ROOT)}: its table is that of {RESULTS.relative_to(ROOT)}")
+    print(f"{README.relative_to(ROOT)}: now has the table of {RESULTS.relative_to(ROOT)}")
 
 
 def parsed() -> argparse.Namespace:

@@ -38,7 +38,7 @@ COMPILING = "/jax/core/compile/backend_compile_duration"
 
 
 class Clock:
-    """Seconds of a call, and those of them that XLA has compiled."""
+    """How many seconds a call takes, and for how many of them XLA compiles."""
 
     def __init__(self) -> None:
         self.compiling = 0.0

@@ -3,8 +3,8 @@
     python examples/cnn_nnx.py                     # about 5 minutes on 2 CPU cores
     python examples/cnn_nnx.py --optimizer radam   # or recipe, or adamw
 
-BatchNorm's running statistics are not those of averaged weights: `amac_jax.recompute_batch_stats`
-measures them anew, on a copy, so that the live model could train on.
+BatchNorm's running statistics belong to the live weights. `amac_jax.recompute_batch_stats` measures
+statistics for the averaged weights, on a copy, so that the live model could train on.
 """
 
 import sys

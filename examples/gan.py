@@ -3,8 +3,8 @@
     python examples/gan.py                    # about 5 minutes on one CPU core
     python examples/gan.py --optimizer adam   # Optax's Adam at 2e-4
 
-The recipe is Adam with little momentum, once for each network. A classifier judges 5,000 samples:
-the lower the Frechet distance (FID) of its features from those of real images, the better.
+The recipe is Adam with little momentum, once for each network. A classifier judges 5,000 samples by
+the Frechet distance (FID) between its features of samples and of real images: lower is better.
 """
 
 from pathlib import Path

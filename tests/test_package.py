@@ -55,7 +55,16 @@ BEFORE = {
     "wrappers": [],
     "optimizers": ["_keywords", "_compose", "_muon", "_amac"],
     "tools": [
-        *("datasets", "_batches", "_losses", "_runs", "landscapes", "_range_test", "_ablation"),
+        *(
+            "datasets",
+            "_aligned",
+            "_batches",
+            "_losses",
+            "_runs",
+            "landscapes",
+            "_range_test",
+            "_ablation",
+        ),
         "_sweep",
     ],
 }

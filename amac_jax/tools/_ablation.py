@@ -17,6 +17,7 @@ from amac_jax._core.hyperparameters import is_number
 from amac_jax._core.ranges import POSITIVE, check
 from amac_jax.optimizers import amac
 from amac_jax.techniques import TECHNIQUES as ROWS
+from amac_jax.tools._aligned import aligned
 from amac_jax.tools._batches import number_of_batches
 from amac_jax.tools._losses import loss_of
 from amac_jax.tools._runs import Job, run_all
@@ -74,12 +75,8 @@ class Ablation(NamedTuple):
                 effect = named[technique, around]
                 cells += [f"{effect.mean:+.4g} ± {effect.half_width:.2g}", f"{effect.p:.2g}"]
             rows.append(cells)
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         head = f"mean score: {', '.join(means)}; effects are positive where a technique helps\n"
-        return head + "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        return head + aligned(rows)
 
 
 def ablate(
@@ -140,8 +137,8 @@ def ablate(
         a tree, or a function that makes it from the key that `params` got. Then it is
         `loss_fn(params, model_state, batch) -> (loss, model_state)`, with `has_aux`
         `(loss, (model_state, aux))`, and `score_fn(params, model_state)`. For all variants
-        moving averages in it are computed anew at the end, from 100 batches at most: those of
-        training are of other weights than averaged ones.
+        moving averages in it are computed anew at the end, from 100 batches at most. The moving
+        averages of training belong to the live weights, not to the averaged ones.
       seeds: the number of seeds, >= 2.
       techniques: names in `TECHNIQUES`. AMaC's value stays for the techniques not named. What is
         neither named nor in AMaC has no state.

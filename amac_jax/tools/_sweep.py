@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from amac_jax._core.aliases import Keywords, Tree, is_function
 from amac_jax._core.draws.keys import Key, as_key_data, typed_key
 from amac_jax._core.hyperparameters import is_number
+from amac_jax.tools._aligned import aligned
 from amac_jax.tools._batches import number_of_batches
 from amac_jax.tools._losses import loss_of
 from amac_jax.tools._runs import Job, Program, Runs, mean_losses, progress, telling
@@ -80,11 +81,7 @@ class Sweep(NamedTuple):
         better = "higher" if self.higher_is_better else "lower"
         several = f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else "1 seed"
         head = f"{len(self.trials)} trials of {several}; {better} is better\n"
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return head + "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        return head + aligned(rows)
 
 
 def sweep(
@@ -468,7 +465,7 @@ class _Search:
 
             try:
                 job._replace(optimizer=build).trace(values, self.key)
-            except Exception:
+            except Exception:  # of any kind: which axis causes it is the question, not which error
                 return True
             return False
 
@@ -477,7 +474,7 @@ class _Search:
                 {name: jnp.asarray(np.asarray(point[name])) for name in self.numeric}, self.key
             )
         except Exception as error:
-            if fails([]):
+            if fails([]):  # with Python numbers too, so that the range is not to blame
                 raise
             guilty = [name for name in self.numeric if fails([name])] or self.numeric
             raise ValueError(

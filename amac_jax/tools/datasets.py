@@ -200,7 +200,7 @@ def _read_cached(path: Path, name: str) -> np.ndarray:
 
 def _cache() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if not cache.is_absolute():  # which expanduser's answer is where there is no home
+    if not cache.is_absolute():  # without a home, expanduser returns "~/.cache"
         raise DataError(f"{cache}: not an absolute path; set XDG_CACHE_HOME to one")
     return cache / "amac_jax"
 
@@ -241,7 +241,7 @@ def _download(
 ) -> bytes:
     """The first answer that passes the check.
 
-    Raises: DataError if an answer fails it and not one passes; NoNetwork if there is no answer.
+    Raises: DataError if answers come and all fail the check; NoNetwork if not one comes.
     """
     wrong, silent = [], None
     for url in urls:

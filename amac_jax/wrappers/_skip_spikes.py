@@ -86,8 +86,8 @@ def skip_spikes(
       the loss is not looked at.
 
     When not to use:
-      Gradients that are rare and large by nature, such as those of rewards that come once in a
-      hundred steps: they are what is to be learnt.
+      Gradients that are rare and large by nature. A reward that comes once in a hundred steps gives
+      such gradients, and they are what is to be learnt.
 
     Example:
       >>> tx = skip_spikes(optax.sgd(1.0), factor=3.0, window=2)
