@@ -83,7 +83,7 @@ PROGRAMS = {
         "Frechet distance|inception score", "", 2,
         {
             **optimizers("recipe", "adam"),
-            "adam, at 1e-3": ["--optimizer", "adam", "--learning-rate", "1e-3"],
+            "adam, at 2e-4": ["--optimizer", "adam", "--learning-rate", "2e-4"],
         },
     ),
     "ppo.py": Program(
@@ -92,7 +92,7 @@ PROGRAMS = {
     ),
     "finetune.py": Program(
         "layer-wise rates, frozen layers without state, new digits beside old ones",
-        "(new|old) digits.*", "%", 2, {"": []}, seeds=1,
+        "new (and old )?digits.*", "%", 2, {"": []}, seeds=1,
     ),
     "equinox_sweep.py": Program(
         "`sweep`, a search in one call, in Equinox", "test accuracy.*", "%", 2, {"": []}, seeds=1

@@ -7,7 +7,6 @@ BatchNorm's running statistics belong to the live weights. `amac_jax.recompute_b
 statistics for the averaged weights, on a copy, so that the live model could train on.
 """
 
-import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -100,10 +99,12 @@ def main(
         dataset: MNIST, or the 8x8 digits that scikit-learn ships.
         out: the folder of the picture; None draws nothing.
     """
+    if epochs < 1:
+        raise SystemExit(f"--epochs must be at least 1, got {epochs}")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     data = datasets.load(dataset)
     total_steps = epochs * (len(data.train_images) // 64)
-    if total_steps < 10:
-        sys.exit(f"--epochs must be at least 1, got {epochs}")
     rate = amac_jax.warmup_cosine(4e-3, total_steps, total_steps // 10)
     tx = {
         "amac": amac_jax.amac("auto", total_steps, epochs=epochs),
@@ -128,7 +129,6 @@ def main(
     for name, accuracy in found.items():
         print(f"test accuracy, {name} weights: {accuracy:.2f} %")
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         draw(data, [*read.values()][-1]).savefig(out / "misread.png", dpi=150)
         print(f"picture: {out / 'misread.png'}")
     return found

@@ -53,6 +53,8 @@ def main(
         halving: whether the worse half of the trials is dropped twice on the way.
         out: folder for the picture.
     """
+    if trials < 4 or epochs < 1:
+        raise SystemExit("--trials must be at least 4, and --epochs at least 1")
     data = datasets.load("digits")
     x, y = as_input(data.train_images), jnp.asarray(data.train_labels)
     size = x.shape[1]

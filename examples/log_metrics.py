@@ -33,6 +33,9 @@ def main(*, steps: int = 1000, every: int = 10, out: Path = Path("runs/log_metri
         every: steps from one row to the next.
         out: the folder of metrics.csv and of TensorBoard's event file.
     """
+    if not 1 <= every <= steps:
+        raise SystemExit(f"--every must be from 1 to --steps, got {every} and {steps}")
+    out.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(0)
     x = jnp.linspace(-3.0, 3.0, 256)[:, None]
     y = jnp.sin(x) + 0.1 * jax.random.normal(key, x.shape)
@@ -50,7 +53,6 @@ def main(*, steps: int = 1000, every: int = 10, out: Path = Path("runs/log_metri
 
     state = tx.init(params)
     columns = ["step", "loss", *amac_jax.metrics(state)]
-    out.mkdir(parents=True, exist_ok=True)
     with open(out / "metrics.csv", "w", newline="") as file, SummaryWriter(str(out)) as board:
         table = csv.DictWriter(file, columns)
         table.writeheader()

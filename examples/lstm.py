@@ -73,10 +73,13 @@ def main(
       width: units of the LSTM.
       out: the folder of the picture; None draws nothing.
     """
+    rate = {"rnn": 0.02, "adam": 1e-3}[optimizer] if learning_rate is None else learning_rate
+    if min(steps, batch_size, window, width) < 1 or not min(rate, clip_norm) > 0.0:
+        raise SystemExit("all numbers but --seed and --gain must be positive")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     text = datasets.load_text()
-    train = jnp.asarray(text.train)
-    model = LSTM(len(text.alphabet), width, gain)
-    rate = learning_rate or {"rnn": 0.02, "adam": 1e-3}[optimizer]
+    train, model = jnp.asarray(text.train), LSTM(len(text.alphabet), width, gain)
     limits = [clip_norm, math.inf] if optimizer == "rnn" else [math.inf]
 
     def optimizer_of(limit: Any) -> optax.GradientTransformation:
@@ -130,7 +133,6 @@ def main(
         print(f"validation loss{name}: {loss:.3f} nats a character")
         print(f"largest gradient norm{name}: {norm.max():.3g}")
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         figure = Figure((9, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
         for limit, loss, norm in zip(limits, losses, norms, strict=True):

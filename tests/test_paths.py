@@ -207,6 +207,15 @@ def test_a_pattern_that_fits_no_leaf_is_refused_unless_it_is_optional():
     assert found == jax.tree.map(lambda _: 1.0, PARAMS)
 
 
+def test_a_pattern_behind_one_that_fits_the_same_is_refused_unless_it_is_optional():
+    shadowed = {"head": 0.5, "head/kernel": 0.1}
+    with pytest.raises(ValueError, match="'head' stands before 'head/kernel' and fits the same; p"):
+        by_path(shadowed, default=1.0)(PARAMS)
+    assert by_path(shadowed, default=1.0, optional=True)(PARAMS)["head"]["kernel"] == 0.5
+    reversed_ = dict(reversed(shadowed.items()))
+    assert by_path(reversed_, default=1.0)(PARAMS)["head"]["kernel"] == 0.1
+
+
 def test_without_a_default_every_leaf_must_fit():
     with pytest.raises(ValueError, match="no default, got none for 'embed/embedding'"):
         by_path({"body": 0.5, "head": 1.0})(PARAMS)

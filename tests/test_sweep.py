@@ -352,11 +352,24 @@ def test_the_picture_has_a_panel_for_each_axis_and_one_best(tmp_path):
     assert [axes.get_xlabel() for axes in drawn] == [*space]
     assert drawn[0].get_xscale() == "log"
     assert drawn[0].get_ylabel() == "size of w"
-    assert [tick.get_text() for tick in drawn[1].get_xticklabels()] == ["0.0", "0.5"]
+    assert [tick.get_text() for tick in drawn[1].get_xticklabels()] == ["0", "0.5"]
     stars = [line for line in drawn[0].lines if line.get_marker() == "*"]
     (star,) = stars
     assert star.get_xdata() == [found.best["learning_rate"]]
     figure.savefig(tmp_path / "sweep.png")
+
+
+def test_schedules_as_choices_are_told_apart():
+    schedules = [optax.constant_schedule(rate) for rate in (0.5, 0.1)] + [amac_jax.cosine(0.5, 8)]
+    found = search(space={"learning_rate": schedules}, seeds=1)
+    names = ["constant_schedule #1", "constant_schedule #2", "cosine"]
+    assert found.space["learning_rate"].names == names
+    rows = str(found).splitlines()[2:]
+    assert sorted(row.split(maxsplit=1)[1] for row in rows) == names
+    (panel,) = plot_sweep(found).axes
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == names
+    (star,) = (line for line in panel.lines if line.get_marker() == "*")
+    assert star.get_xdata() == [schedules.index(found.best["learning_rate"])]
 
 
 def test_failed_trials_are_drawn_at_the_edge_and_the_others_where_they_are():
@@ -401,7 +414,15 @@ def test_each_seed_has_noise_of_its_own():
     ("changes", "message"),
     [
         ({"space": {}}, "space must have an axis, such as"),
-        ({"space": [0.1, 0.2]}, "space must have an axis, such as"),
+        ({"space": [0.1, 0.2]}, "space must be a mapping, such as"),
+        (
+            {"space": {**RATES, "steps": (10, 20)}},
+            r"does not take 'steps' \(steps=... of sweep itself has one value for all trials\)",
+        ),
+        (
+            {"space": {"learning_rate": (-1.0, 1.0)}, "optimizer": amac_jax.sgd},
+            r"^space\['learning_rate'\] has what is refused: learning_rate must be in \[0, inf\)",
+        ),
         ({"space": {"learning_rate": (1.0, 0.1)}}, "must have low < high, got"),
         ({"space": {"learning_rate": (0.1, 0.1)}}, r"must have low < high.*one value: \[0.1\]"),
         ({"space": {"learning_rate": (0.0, 0.1, "log")}}, 'must have low > 0 with "log"'),
@@ -421,7 +442,7 @@ def test_each_seed_has_noise_of_its_own():
         ({"optimizer": optax.sgd(0.1)}, "amac_jax.adamw without its brackets, got a transformat"),
         ({"optimizer": "sgd"}, "must be a function that makes a transformation.*'sgd'"),
         ({"optimizer": lambda learning_rate: 3}, "optimizer must make a transformation"),
-        ({"optimizer": amac_jax.sgd, "momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
+        ({"optimizer": amac_jax.sgd, "momentum": 1.5}, r"^momentum must be in \[0, 1\), got 1.5"),
         (
             {"space": {**RATES, "nesterov": (0, 1)}, "momentum": 0.9},
             r"nesterov cannot be a range.*give a list of choices: space={\"nesterov\": \[",
@@ -444,6 +465,14 @@ def test_each_seed_has_noise_of_its_own():
         ({"batches": lambda key: 1.0, "steps": None}, "steps must be given where batches is a"),
         ({"batches": {"x": BATCHES, "y": 1.0}}, "batches must be arrays with one first axis"),
         ({"score_fn": lambda w: jnp.ones(2)}, r"score_fn must return a scalar, got shape \(2,\)"),
+        ({"score_fn": lambda w: (w, w)}, "score_fn must return a scalar, got a tuple of 2 arrays"),
+        (
+            {"score_fn": lambda w, x: w},
+            r"score_fn must take \(params\), got a function of \(w, x\)",
+        ),
+        ({"score_fn": lambda w: float(w)}, "score_fn must compute with jax.numpy.*Concretization"),
+        ({"score_fn": lambda w: np.exp(w)}, "score_fn must compute with jax.numpy.*TracerArray"),
+        ({"score_fn": "loss"}, r"score_fn must be a function of \(params\), got 'loss'"),
         ({"loss": lambda w, x: jnp.ones(2)}, r"loss_fn must return a scalar, got shape \(2,\)"),
         ({"loss": lambda w, x: (w, x)}, "got a tuple of 2 arrays; has_aux=True takes"),
         ({"has_aux": True}, r"must return \(loss, aux\) with has_aux=True, got shape \(\)"),

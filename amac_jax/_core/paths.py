@@ -57,9 +57,12 @@ def check_patterns(name: str, patterns: Sequence[str]) -> None:
         raise ValueError(f"{name} must have non-empty strings for patterns, got {patterns!r}")
 
 
-def check_fits(name: str, patterns: Sequence[str], tree: Tree) -> None:
+def check_fits(
+    name: str, patterns: Sequence[str], tree: Tree, *, first_decides: bool = False
+) -> None:
     """Refuses a pattern that fits no leaf: a misspelt name would otherwise silently do nothing.
 
+    Where the first pattern that fits decides, a pattern that is nowhere the first is refused too.
     A tree without leaves passes. A tree from which `optax.masked` or `optax.partition` has hidden
     leaves passes too, because the pattern may fit a hidden leaf.
     """
@@ -73,6 +76,14 @@ def check_fits(name: str, patterns: Sequence[str], tree: Tree) -> None:
             raise ValueError(
                 f"{name} must each fit a leaf, and {pattern!r} fits none; there are {some}"
                 + (", ..." if len(paths) > 5 else "")
+            )
+    deciding = [first_fit(path, patterns) for path in paths]
+    for pattern in patterns if first_decides else ():
+        if pattern not in deciding:
+            hidden = next(path for path in paths if path_matches(path, pattern))
+            raise ValueError(
+                f"{name} must each be the first to fit some leaf: {first_fit(hidden, patterns)!r} "
+                f"stands before {pattern!r} and fits the same; put {pattern!r} first"
             )
 
 

@@ -167,6 +167,8 @@ def ablate(
     """
     if isinstance(techniques, str):
         raise ValueError(f"techniques must be a tuple of names, got {techniques!r}")
+    if not techniques:
+        raise ValueError(f"techniques must have a name, such as {next(iter(TECHNIQUES))!r}, got ()")
     for name in techniques:
         if name not in TECHNIQUES:
             known = ", ".join(TECHNIQUES)
@@ -178,6 +180,8 @@ def ablate(
         if not is_number(learning_rate):
             raise ValueError(f"learning_rate must be 'auto' or a number, got {learning_rate!r}")
         check("learning_rate", learning_rate, POSITIVE)
+    elif not isinstance(core, str):
+        raise ValueError("learning_rate must be a number with a core of your own, got 'auto'")
     if steps is None:
         if is_function(batches):
             raise ValueError("steps must be given where batches is a function, got None")

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,6 +46,23 @@ class Axis(NamedTuple):
         values = np.clip(np.floor(values) if self.whole else values, self.low, self.high)
         return [int(value) if self.whole else float(value) for value in values]
 
+    @property
+    def names(self) -> list[str]:
+        """The choices as text, numbered where several read alike, as two schedules of one kind."""
+        names = [_written(choice) for choice in self.choices or ()]
+        return [
+            f"{name} #{number}" if names.count(name) > 1 else name
+            for number, name in enumerate(names, start=1)
+        ]
+
+    def which(self, value: Any) -> int:
+        """The number of a choice, from 0."""
+        return [repr(choice) for choice in self.choices or ()].index(repr(value))
+
+    def written(self, value: Any) -> str:
+        """A value on this axis as text."""
+        return _written(value) if self.choices is None else self.names[self.which(value)]
+
 
 class Sweep(NamedTuple):
     """The result of `sweep`; `print` shows it as a table."""
@@ -76,7 +94,7 @@ class Sweep(NamedTuple):
             failed = int(np.sum(~np.isfinite(row)))
             notes = [f"{failed} of {seeds} failed"] if failed and seeds > 1 else []
             notes += [f"dropped at step {steps}"] if steps < longest else []
-            cells = [_written(self.trials[number][name]) for name in self.space]
+            cells = [axis.written(self.trials[number][name]) for name, axis in self.space.items()]
             rows.append([_score(row), *cells, ", ".join(notes)])
         better = "higher" if self.higher_is_better else "lower"
         several = f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else "1 seed"
@@ -127,8 +145,9 @@ def sweep(
         batch from a JAX key. Each pass through the arrays takes the batches in a random order.
       optimizer: a function that makes a transformation from keyword arguments: `amac_jax.adamw`,
         `optax.adamw`, or one of your own, such as one that makes a schedule of a peak and a
-        warm-up. Numbers of a range reach it as traced arrays. Where it has an argument `key`, each
-        seed gives it another one.
+        warm-up. Numbers of a range reach it as traced arrays, which the schedules of this library
+        take and some of Optax's do not. Where it has an argument `key`, each seed gives it another
+        one.
       space: keywords of the optimizer, each with `(low, high)`, where numbers are as likely in
         every part of the range; `(low, high, "log")`, where their logarithms are; or a list of
         choices, any Python values, which may change the chain: `[None, 1.0]`. Between two Python
@@ -206,8 +225,15 @@ def sweep(
     points = _points(axes, int(trials), np.asarray(jax.random.key_data(key)).ravel())
     if halving and len(points) < least:
         raise ValueError(f"halving needs 4 trials, got {len(points)} combinations of choices")
-    for point in points:  # for the errors of the optimizer
-        if not hasattr(optimizer(**settings, **point), "update"):
+    for point in points:
+        try:
+            tx = optimizer(**settings, **point)
+        except ValueError as error:
+            guilty = [name for name in axes if re.search(rf"\b{name}\b", str(error))]
+            if not guilty:
+                raise
+            raise ValueError(f"space[{guilty[0]!r}] has what is refused: {error}") from error
+        if not hasattr(tx, "update"):
             raise ValueError(f"optimizer must make a transformation, got {optimizer!r}")
 
     job = Job(
@@ -239,9 +265,9 @@ def axes_of(space: Mapping[str, Any]) -> dict[str, Axis]:
       True
     """
     if not isinstance(space, Mapping) or not space:
+        what = "have an axis" if isinstance(space, Mapping) else "be a mapping"
         raise ValueError(
-            'space must have an axis, such as {"learning_rate": (1e-4, 1e-1, "log")}, '
-            f"got {space!r}"
+            f'space must {what}, such as {{"learning_rate": (1e-4, 1e-1, "log")}}, got {space!r}'
         )
     return {name: _axis(f"space[{name!r}]", given) for name, given in space.items()}
 
@@ -292,6 +318,8 @@ def _check_keywords(optimizer: Any, axes: Keywords, settings: Keywords) -> None:
             if given not in known:
                 near = difflib.get_close_matches(given, known, n=1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
+                if given in inspect.signature(sweep).parameters:
+                    hint = f" ({given}=... of sweep itself has one value for all trials)"
                 taken = ", ".join(known)
                 raise ValueError(f"{name} does not take {given!r}{hint}; it takes {taken}")
     for parameter in parameters:
@@ -510,7 +538,11 @@ def _score(row: np.ndarray) -> str:
 
 
 def _written(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    # A schedule is made inside the function whose name says what it is.
+    name = getattr(value, "__qualname__", None) if callable(value) else None
+    return name.partition(".<locals>")[0] if name else str(value)
 
 
 def _short(value: Any) -> str:
