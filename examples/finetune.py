@@ -137,9 +137,9 @@ def draw(means: dict[Any, np.ndarray]) -> Figure:
     for (optimizer, rates), color in zip(RATES.items(), ("#d55e00", "#0072b2"), strict=True):
         path = [means[optimizer, rate] for rate in rates]
         axes.plot(*np.transpose(path)[::-1], "o-", color=color, label=optimizer.__name__)
-        at = {"ha": "left", "va": "bottom"} if optimizer is amac else {"ha": "right", "va": "top"}
+        ha, va = ("left", "bottom") if optimizer is amac else ("right", "top")
         for rate, (new, old) in zip(rates, path, strict=True):
-            axes.annotate(f" {rate:g} ", (old, new), color=color, **at)
+            axes.annotate(f" {rate:g} ", (old, new), color=color, ha=ha, va=va)
     axes.axvline(means["before"][1], color="0.6", linestyle=":", label="before tuning")
     axes.margins(0.1)
     axes.legend(title="learning rates of")

@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import nnx
 
 import amac_jax
-from amac_jax.tools import _runs, _sweep, ablate, lr_range_test, sweep
+from amac_jax.tools import _runs, _space, _sweep, ablate, lr_range_test, sweep
 from amac_jax.tools.plotting import plot_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -140,8 +140,8 @@ def test_points_fill_their_ranges_for_each_combination_of_choices(seed):
         "rate": (1e-3, 10.0, "log"), "decay": (-1.0, 1.0), "period": (2, 5),
         "doubling": (1, 7, "log"), "kind": ["a", "b"],
     }  # fmt: skip
-    axes = _sweep.axes_of(space)
-    points = _sweep._points(axes, 64, np.array([seed]))
+    axes = _space.axes_of(space)
+    points = _space.points_of(axes, 64, np.array([seed]))
     for kind in "ab":
         own = [point for point in points if point["kind"] == kind]
         assert len(own) == 32
@@ -155,8 +155,8 @@ def test_points_fill_their_ranges_for_each_combination_of_choices(seed):
         doubling = [point["doubling"] for point in own]
         assert doubling.count(1) >= 8  # ln 2 / ln 8 of 32 are 10.7
         assert set(doubling) <= set(range(1, 8))
-    again = _sweep._points(axes, 64, np.array([seed]))
-    assert again == points != _sweep._points(axes, 64, np.array([seed + 1]))
+    again = _space.points_of(axes, 64, np.array([seed]))
+    assert again == points != _space.points_of(axes, 64, np.array([seed + 1]))
 
 
 def test_a_whole_number_is_one_inside_the_optimizer_too():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,50 +16,13 @@ from jax.typing import ArrayLike
 
 from amac_jax._core.aliases import Keywords, Tree, is_function
 from amac_jax._core.draws.keys import Key, as_key_data, typed_key
-from amac_jax._core.hyperparameters import is_number
 from amac_jax.tools._aligned import aligned
 from amac_jax.tools._batches import number_of_batches
 from amac_jax.tools._losses import loss_of
 from amac_jax.tools._runs import Job, Program, Runs, mean_losses, progress, telling
+from amac_jax.tools._space import Axis, axes_of, check_keywords, points_of
 
 RUNGS = 1 / 4, 1 / 2  # of a run, where halving drops trials: together half of the steps
-
-
-class Axis(NamedTuple):
-    """An axis of the space: a range of numbers, or choices."""
-
-    low: float = math.nan
-    high: float = math.nan
-    log: bool = False
-    whole: bool = False  # both ends are Python integers
-    choices: tuple[Any, ...] | None = None  # None for a range
-
-    def at(self, shares: np.ndarray) -> list[float | int]:
-        """The numbers at these shares of the way, in [0, 1), from the low end to the high one."""
-        high = self.high + self.whole  # each whole number has a share of its own
-        if self.log:
-            values = self.low * (high / self.low) ** shares
-        else:
-            values = self.low + (high - self.low) * shares
-        values = np.clip(np.floor(values) if self.whole else values, self.low, self.high)
-        return [int(value) if self.whole else float(value) for value in values]
-
-    @property
-    def names(self) -> list[str]:
-        """The choices as text, numbered where several read alike, as two schedules of one kind."""
-        names = [_written(choice) for choice in self.choices or ()]
-        return [
-            f"{name} #{number}" if names.count(name) > 1 else name
-            for number, name in enumerate(names, start=1)
-        ]
-
-    def which(self, value: Any) -> int:
-        """The number of a choice, from 0."""
-        return [repr(choice) for choice in self.choices or ()].index(repr(value))
-
-    def written(self, value: Any) -> str:
-        """A value on this axis as text."""
-        return _written(value) if self.choices is None else self.names[self.which(value)]
 
 
 class Sweep(NamedTuple):
@@ -203,7 +164,7 @@ def sweep(
       Optimization, 2016, https://arxiv.org/abs/1502.07943 (halving).
     """
     axes = axes_of(space)
-    _check_keywords(optimizer, axes, settings)
+    check_keywords(optimizer, axes, settings, inspect.signature(sweep).parameters)
     if steps is None:
         if is_function(batches):
             raise ValueError("steps must be given where batches is a function, got None")
@@ -222,7 +183,7 @@ def sweep(
     if not is_function(batches):
         number_of_batches(batches)  # for its errors
     key = typed_key(as_key_data(key), like=key)
-    points = _points(axes, int(trials), np.asarray(jax.random.key_data(key)).ravel())
+    points = points_of(axes, int(trials), np.asarray(jax.random.key_data(key)).ravel())
     if halving and len(points) < least:
         raise ValueError(f"halving needs 4 trials, got {len(points)} combinations of choices")
     for point in points:
@@ -252,114 +213,6 @@ def sweep(
         stages = [int(job.steps * rung) for rung in RUNGS] + stages
     search = _Search(job, optimizer, axes, settings, points, int(seeds), width, key)
     return search.run(stages, higher_is_better)
-
-
-def axes_of(space: Mapping[str, Any]) -> dict[str, Axis]:
-    """The axes of a space.
-
-    Raises:
-      ValueError: for a space that is not one, saying which axis is wrong and what it may be.
-
-    Example:
-      >>> axes_of({"sync_period": (2, 20), "clip_norm": [None, 1.0]})["sync_period"].whole
-      True
-    """
-    if not isinstance(space, Mapping) or not space:
-        what = "have an axis" if isinstance(space, Mapping) else "be a mapping"
-        raise ValueError(
-            f'space must {what}, such as {{"learning_rate": (1e-4, 1e-1, "log")}}, got {space!r}'
-        )
-    return {name: _axis(f"space[{name!r}]", given) for name, given in space.items()}
-
-
-def _axis(name: str, given: Any) -> Axis:
-    if isinstance(given, list):
-        if not given:
-            raise ValueError(f"{name} must have at least one choice, got []")
-        return Axis(choices=tuple(given))
-    if not isinstance(given, tuple) or len(given) not in (2, 3):
-        more = "; a fixed value is a keyword of sweep itself" if is_number(given) else ""
-        raise ValueError(
-            f'{name} must be (low, high), (low, high, "log") or a list of choices, '
-            f"got {given!r}{more}"
-        )
-    low, high, *rest = given
-    if not all(is_number(end) and math.isfinite(end) for end in (low, high)):
-        raise ValueError(
-            f"{name} must be between two finite numbers, got {given!r}; choices are a list"
-        )
-    if rest not in ([], ["log"]):
-        raise ValueError(f'{name} may have "log" as third item and nothing else, got {given!r}')
-    if not low < high:
-        raise ValueError(f"{name} must have low < high, got {given!r}; one value: [{low!r}]")
-    if rest and low <= 0:
-        raise ValueError(f'{name} must have low > 0 with "log", got {given!r}')
-    whole = all(isinstance(end, int | np.integer) for end in (low, high))
-    return Axis(low, high, bool(rest), whole)
-
-
-def _check_keywords(optimizer: Any, axes: Keywords, settings: Keywords) -> None:
-    """Refuses keywords that the optimizer does not have, and asks for those that it needs."""
-    if hasattr(optimizer, "update") or not callable(optimizer):
-        raise ValueError(
-            "optimizer must be a function that makes a transformation from keywords, such as "
-            f"amac_jax.adamw without its brackets, got {_short(optimizer)}"
-        )
-    name = getattr(optimizer, "__name__", "optimizer")
-    for both in axes.keys() & settings.keys():
-        raise ValueError(f"{both} is in the space and among the settings; leave one of them out")
-    try:
-        parameters = inspect.signature(optimizer).parameters.values()
-    except (TypeError, ValueError):
-        return
-    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for given in [*axes, *settings]:
-            if given not in known:
-                near = difflib.get_close_matches(given, known, n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                if given in inspect.signature(sweep).parameters:
-                    hint = f" ({given}=... of sweep itself has one value for all trials)"
-                taken = ", ".join(known)
-                raise ValueError(f"{name} does not take {given!r}{hint}; it takes {taken}")
-    for parameter in parameters:
-        needed = parameter.default is parameter.empty and parameter.name in known
-        if needed and parameter.name not in {*axes, *settings}:
-            raise ValueError(
-                f"{name} needs {parameter.name}: put it into the space, or fix it as a keyword: "
-                f"sweep(..., {parameter.name}=...)"
-            )
-
-
-def _points(axes: Mapping[str, Axis], trials: int, seed: np.ndarray) -> list[dict[str, Any]]:
-    """The trials: for each combination of choices a part of the sequence of its own.
-
-    The parts are consecutive: of Halton's sequence every second point lies in the same half.
-    """
-    from scipy.stats import qmc  # here, because it takes half a second to import
-
-    numeric = {name: axis for name, axis in axes.items() if axis.choices is None}
-    chosen = {name: axis.choices for name, axis in axes.items() if axis.choices is not None}
-    combinations = [
-        dict(zip(chosen, values, strict=True)) for values in itertools.product(*chosen.values())
-    ]
-    if not numeric:
-        return combinations
-    if trials < len(combinations):
-        raise ValueError(
-            f"trials must be at least {len(combinations)}, one for each combination of choices, "
-            f"got {trials}"
-        )
-    is_new = "rng" in inspect.signature(qmc.Halton).parameters  # from SciPy 1.15 on
-    seeded: dict[str, Any] = {"rng" if is_new else "seed": np.random.default_rng(seed)}
-    unit = qmc.Halton(len(numeric), **seeded).random(trials)
-    columns = {name: axis.at(unit[:, i]) for i, (name, axis) in enumerate(numeric.items())}
-    points = []
-    for number in range(trials):
-        combination = combinations[number * len(combinations) // trials]
-        values = {name: column[number] for name, column in columns.items()}
-        points.append({name: {**values, **combination}[name] for name in axes})
-    return points
 
 
 class _Parked(NamedTuple):
@@ -535,15 +388,3 @@ def _score(row: np.ndarray) -> str:
         return "failed"
     spread = f" ± {row.std(ddof=1):.2g}" if len(row) > 1 else ""
     return f"{row.mean():.4g}{spread}"
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    # A schedule is made inside the function whose name says what it is.
-    name = getattr(value, "__qualname__", None) if callable(value) else None
-    return name.partition(".<locals>")[0] if name else str(value)
-
-
-def _short(value: Any) -> str:
-    return "a transformation that is already made" if hasattr(value, "update") else repr(value)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from amac_jax.tools._ablation import Ablation, Effect
     from amac_jax.tools._range_test import RangeTest
-    from amac_jax.tools._sweep import Axis, Sweep
+    from amac_jax.tools._space import Axis
+    from amac_jax.tools._sweep import Sweep
     from amac_jax.tools.landscapes import Landscape, Trajectory
 
 Schedule: TypeAlias = optax.Schedule | float
