@@ -116,7 +116,7 @@ def main(*, seed: int = 0, out: Path | None = Path("runs/finetune")) -> dict[str
                 same = jax.tree.map(np.array_equal, params[layer], first[layer])
                 moved += jax.tree.leaves(same).count(False)
     means = {run: np.mean(pairs, axis=0) for run, pairs in scores.items()}
-    found = {"moved": moved, "numbers": numbers}
+    found: dict[str, float] = {"moved": moved, "numbers": numbers}
     for label, share in ("new digits", (1.0, 0.0)), ("new and old digits", (0.5, 0.5)):
         for optimizer, rates in RATES.items():  # each at its best of five rates
             best = max(rates, key=lambda rate: means[optimizer, rate] @ share)
