@@ -57,10 +57,9 @@ def by_path(
 
     Raises:
       ValueError: for a pattern that is not a non-empty string, and for a value None; from the
-        function, for a pattern that fits no leaf, or that decides none because others before
-        it fit the same (unless it is `optional`, leaves are hidden by `optax.masked` or
-        `optax.partition`, or the tree has none), and for a leaf that no pattern fits where there
-        is no `default`.
+        function, for a pattern that fits no leaf, or that stands behind a wider one (unless it is
+        `optional`, leaves are hidden by `optax.masked` or `optax.partition`, or the tree has none),
+        and for a leaf that no pattern fits where there is no `default`.
 
     When not to use:
       In the arguments of `jax.jit` and `jax.vmap`: they sort the keys of a dict, which changes the

@@ -209,9 +209,13 @@ def test_a_pattern_that_fits_no_leaf_is_refused_unless_it_is_optional():
 
 def test_a_pattern_behind_one_that_fits_the_same_is_refused_unless_it_is_optional():
     shadowed = {"head": 0.5, "head/kernel": 0.1}
-    with pytest.raises(ValueError, match="'head' stands before 'head/kernel' and fits the same; p"):
+    with pytest.raises(
+        ValueError, match="'head' stands before 'head/kernel' and fits all that it fits and"
+    ):
         by_path(shadowed, default=1.0)(PARAMS)
     assert by_path(shadowed, default=1.0, optional=True)(PARAMS)["head"]["kernel"] == 0.5
+    narrow_first = {"embed/embedding": 0.5, "embed": 0.4, "body": 0.2, "head": 0.1, "*": 0.3}
+    assert by_path(narrow_first)(PARAMS)["embed"] == {"embedding": 0.5}  # nothing is left for two
     reversed_ = dict(reversed(shadowed.items()))
     assert by_path(reversed_, default=1.0)(PARAMS)["head"]["kernel"] == 0.1
 

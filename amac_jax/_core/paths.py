@@ -62,9 +62,9 @@ def check_fits(
 ) -> None:
     """Refuses a pattern that fits no leaf: a misspelt name would otherwise silently do nothing.
 
-    Where the first pattern that fits decides, a pattern that is nowhere the first is refused too.
-    A tree without leaves passes. A tree from which `optax.masked` or `optax.partition` has hidden
-    leaves passes too, because the pattern may fit a hidden leaf.
+    Where the first pattern that fits decides, a pattern behind a wider one is refused too, which
+    would never decide. A tree without leaves passes. A tree from which `optax.masked` or
+    `optax.partition` has hidden leaves passes too, because the pattern may fit a hidden leaf.
     """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     nodes = jax.tree.leaves(tree, is_leaf=is_masked)
@@ -77,14 +77,16 @@ def check_fits(
                 f"{name} must each fit a leaf, and {pattern!r} fits none; there are {some}"
                 + (", ..." if len(paths) > 5 else "")
             )
-    deciding = [first_fit(path, patterns) for path in paths]
-    for pattern in patterns if first_decides else ():
-        if pattern not in deciding:
-            hidden = next(path for path in paths if path_matches(path, pattern))
-            raise ValueError(
-                f"{name} must each be the first to fit some leaf: {first_fit(hidden, patterns)!r} "
-                f"stands before {pattern!r} and fits the same; put {pattern!r} first"
-            )
+    if not first_decides:
+        return
+    leaves = [{i for i, path in enumerate(paths) if path_matches(path, p)} for p in patterns]
+    for number, pattern in enumerate(patterns):
+        for other, fitted in zip(patterns[:number], leaves, strict=False):
+            if leaves[number] < fitted:
+                raise ValueError(
+                    f"{name} must each decide some leaf: {other!r} stands before {pattern!r} and "
+                    f"fits all that it fits and more; put {pattern!r} first"
+                )
 
 
 def is_masked(node: object) -> bool:

@@ -105,7 +105,7 @@ class Job(NamedTuple):
         """Refuses a loss or a score outside the contract."""
         params, model_state, batch, loss_key = self._arguments(key)
         for path, leaf in jax.tree.leaves_with_path(params):
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 name = jax.tree_util.keystr(path) or "their leaf"
                 raise ValueError(f"params must be floating-point, got {leaf.dtype} at {name}")
         check_loss(self.loss, params, model_state, batch, loss_key)
