@@ -101,6 +101,8 @@ def main(
     print(f"test accuracy of optax.adamw(1e-3), {SEEDS} seeds: {result['optax']:.2f} %")
     if optimizer == "optax":
         return result
+    result["default"] = mean_accuracy(adamw(1e-3, 1e-2, None))
+    print(f"test accuracy with warm-up and cosine, {SEEDS} seeds: {result['default']:.2f} %")
 
     found = amac_jax.sweep(
         loss, params, batch, adamw,

@@ -1,10 +1,10 @@
 """Train a convolutional GAN on MNIST, and let a classifier judge the digits that it draws.
 
     python examples/gan.py                                          # 5 minutes on one CPU core
-    python examples/gan.py --optimizer adam --learning-rate 2e-4    # as usual
+    python examples/gan.py --optimizer adam --learning-rate 2e-4    # stock Adam
 
-The recipe is Adam with little momentum, and averages the generator. The Frechet distance (FID) of a
-classifier's features, lower is better, is 29, and 234 with Adam as usual (means of 3 seeds)."""
+The recipe is Adam with b1 = 0.5, here at 5 times its usual rate, and the generator's weights are
+averaged. Samples are judged by the Frechet distance of a classifier's features: GANVALUES"""
 
 from pathlib import Path
 from typing import Literal
@@ -105,9 +105,9 @@ def main(
 
     Args:
         seed: of the GAN; the classifier is always the same.
-        optimizer: recipe is `amac_jax.recipes.gan`; adam is Optax's, with its usual momentum.
+        optimizer: recipe is `amac_jax.recipes.gan`; adam is Optax's, whose b1 is 0.9.
         learning_rate: of both networks; 2e-4 is usual.
-        steps: of both networks; 938 see all of MNIST.
+        steps: each trains both networks once; 938 draw as many images as MNIST has.
         dataset: MNIST, or the 8x8 digits that scikit-learn ships.
         out: the folder of the picture; None draws nothing.
     """

@@ -88,6 +88,8 @@ def main(*, seed: int = 0, switch: bool = True, chunks: int = 16) -> dict[str, f
     train(params, wrong, key)
     found["traces after a Python float"] = traces
     print(*(f"{name}: {value:.4g}" for name, value in found.items()), sep="\n")
+    if switch and not switched:
+        print("averaging did not begin: the loss was still falling in the end")
     return found
 
 

@@ -293,6 +293,7 @@ def test_a_run_without_a_finite_score_counts_as_the_worst():
     ("changes", "message"),
     [
         ({"techniques": "noise"}, "techniques must be a tuple of names, got 'noise'"),
+        ({"higher_is_better": True}, "higher_is_better needs a score_fn"),
         ({"techniques": ()}, r"techniques must have a name, such as 'clip_norm', got \(\)"),
         ({"techniques": ("lookahed",)}, "techniques must be among clip_norm.*'lookahed'"),
         ({"seeds": 1}, r"seeds must be a whole number in \[2, inf\), got 1"),

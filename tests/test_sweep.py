@@ -434,6 +434,12 @@ def test_each_seed_has_noise_of_its_own():
         ),
         ({"space": {"learning_rate": []}}, "must have at least one choice"),
         ({"space": {"learning_rate": 0.1}}, "a fixed value is a keyword of sweep itself"),
+        (
+            {"space": {"learning_rate": (0, 1)}},
+            r"has the whole numbers 0 and 1 alone.*between them are \(0.0, 1.0\)",
+        ),
+        ({"higher_is_better": True, "score_fn": None}, "higher_is_better needs a score_fn"),
+        ({"batches": [(BATCHES, BATCHES)]}, r"got a list of batches; jax.tree.map\(.* stacks it"),
         ({"space": {"learning_rate": (0.1,)}}, r"must be \(low, high\)"),
         ({"space": {"rate": (0.1, 0.2)}}, "does not take 'rate'.*it takes learning_rate, momentum"),
         ({"momentun": 0.9}, r"'momentun' \(did you mean 'momentum'\?\)"),
@@ -444,7 +450,7 @@ def test_each_seed_has_noise_of_its_own():
         ({"optimizer": lambda learning_rate: 3}, "optimizer must make a transformation"),
         ({"optimizer": amac_jax.sgd, "momentum": 1.5}, r"^momentum must be in \[0, 1\), got 1.5"),
         (
-            {"space": {**RATES, "nesterov": (0, 1)}, "momentum": 0.9},
+            {"space": {**RATES, "nesterov": (0.0, 1.0)}, "momentum": 0.9},
             r"nesterov cannot be a range.*give a list of choices: space={\"nesterov\": \[",
         ),
         (

@@ -84,8 +84,8 @@ def check_fits(
         for other, fitted in zip(patterns[:number], leaves, strict=False):
             if leaves[number] < fitted:
                 raise ValueError(
-                    f"{name} must each decide some leaf: {other!r} stands before {pattern!r} and "
-                    f"fits all that it fits and more; put {pattern!r} first"
+                    f"{name} must have {pattern!r} before {other!r}, which fits all that it fits "
+                    "and more: the first that fits decides"
                 )
 
 

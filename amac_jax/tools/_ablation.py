@@ -131,7 +131,7 @@ def ablate(
       score_fn: a function of the weights to evaluate, which are averaged where the variant
         averages. The best choice is the loss on data not trained on. None is the mean of
         `loss_fn` over `batches`, which are the training data.
-      higher_is_better: whether a higher score is better.
+      higher_is_better: whether a higher score of `score_fn` is better.
       has_aux: whether `loss_fn` returns `(loss, aux)`, of which `aux` is left alone.
       model_state: what changes in training beside the weights, such as the statistics of BatchNorm:
         a tree, or a function that makes it from the key that `params` got. Then it is
@@ -167,6 +167,8 @@ def ablate(
     """
     if isinstance(techniques, str):
         raise ValueError(f"techniques must be a tuple of names, got {techniques!r}")
+    if higher_is_better and score_fn is None:
+        raise ValueError("higher_is_better needs a score_fn: a lower loss is the better one")
     if not techniques:
         raise ValueError(f"techniques must have a name, such as {next(iter(TECHNIQUES))!r}, got ()")
     for name in techniques:

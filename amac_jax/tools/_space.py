@@ -93,6 +93,11 @@ def _axis(name: str, given: Any) -> Axis:
     if rest and low <= 0:
         raise ValueError(f'{name} must have low > 0 with "log", got {given!r}')
     whole = all(isinstance(end, int | np.integer) for end in (low, high))
+    if whole and high - low == 1:  # hardly what was meant
+        raise ValueError(
+            f"{name} has the whole numbers {low} and {high} alone, got {given!r}; numbers between "
+            f"them are ({float(low)}, {float(high)}), and choices are a list"
+        )
     return Axis(low, high, bool(rest), whole)
 
 

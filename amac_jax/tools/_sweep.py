@@ -113,18 +113,18 @@ def sweep(
         every part of the range; `(low, high, "log")`, where their logarithms are; or a list of
         choices, any Python values, which may change the chain: `[None, 1.0]`. Between two Python
         integers all numbers are whole: `(2, 20)`.
-      trials: the number of points, >= 1; with `halving` >= 4.
+      trials: the number of points, at least 1, or 4 with `halving`.
       seeds: the number of runs of each point, >= 1.
-      steps: the number of steps of each run, >= 1; with `halving` >= 4. None is one pass through
-        `batches`.
+      steps: the number of steps of each run, at least 1, or 4 with `halving`. None is one pass
+        through `batches`.
       score_fn: a function of the weights to evaluate, which are averaged where the optimizer
         averages. The best choice is the loss on data not trained on. None is the mean of the loss
         over the last quarter of the steps made so far, which knows nothing of averages.
-      higher_is_better: whether a higher score is better.
+      higher_is_better: whether a higher score of `score_fn` is better.
       halving: whether the worse half is dropped, twice, by the score of the weights so far.
       width: the number of runs at a time. None is all runs of a program; with `halving` it is a
-        quarter of them, and 1 for convolutions on a CPU. Runs that wait for others at a rung of
-        `halving` are in the memory of the host.
+        quarter of them, and 1 for convolutions on a CPU. When `halving` compares runs, those that
+        are not being trained are in the memory of the host.
       has_aux: whether `loss_fn` returns `(loss, aux)`, of which `aux` is left alone.
       model_state: what changes in training beside the weights, such as the statistics of BatchNorm:
         a tree, or a function that makes it from the key that `params` got. Then it is
@@ -164,6 +164,8 @@ def sweep(
       Optimization, 2016, https://arxiv.org/abs/1502.07943 (halving).
     """
     axes = axes_of(space)
+    if higher_is_better and score_fn is None:
+        raise ValueError("higher_is_better needs a score_fn: a lower loss is the better one")
     check_keywords(optimizer, axes, settings, inspect.signature(sweep).parameters)
     if steps is None:
         if is_function(batches):
