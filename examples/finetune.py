@@ -4,8 +4,8 @@
 
 A network learns the digits 0 to 4, then 5 to 9 from 100 images, with a head of their own. Its first
 layer and its old head are frozen. In AMaC the layers between move the less the lower they are, so
-that the old head still reads; AdamW has one rate. At the best of five for the test images AMaC reads
-94.0 % of the new digits, AdamW 92.2 %; on average of new and old digits it is 93.5 % and 93.3 %.
+that the old head still reads; AdamW has one rate. At the best of five for the test images, AMaC has
+94.0 % of the new digits right, AdamW 92.2 %; of new and old digits on average 93.5 % and 93.3 %.
 """
 
 from functools import partial
