@@ -3,8 +3,9 @@
     python examples/cnn_nnx.py                     # 11 minutes on one CPU core: 99.53 %
     python examples/cnn_nnx.py --optimizer radam   # or recipe, or adamw
 
-BatchNorm's running statistics belong to the live weights. `amac_jax.recompute_batch_stats` measures
-statistics for the averaged weights, on a copy, so that the live model could train on.
+BatchNorm's running statistics belong to the live weights, and are of shifted images.
+`amac_jax.recompute_batch_stats` measures statistics for the averaged weights, on a copy, so that
+the live model could train on.
 """
 
 from functools import partial
