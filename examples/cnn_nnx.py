@@ -1,7 +1,7 @@
 """Train a CNN with BatchNorm and dropout in Flax NNX, and average its weights.
 
     python examples/cnn_nnx.py                     # 11 minutes on one CPU core: 99.53 %
-    python examples/cnn_nnx.py --optimizer radam   # or recipe, or adamw
+    python examples/cnn_nnx.py --optimizer radam   # or adamw: 99.53 % too; recipe: 99.40 %
 
 BatchNorm's running statistics belong to the live weights, and are of shifted images.
 `amac_jax.recompute_batch_stats` measures statistics for the averaged weights, on a copy, so that
