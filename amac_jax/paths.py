@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,8 +28,7 @@ def by_path(
     - numbers, arrays and schedules are factors of updates: `layer_multipliers`, `scale_by_layer`.
     - labels, such as strings, say which optimizer of `optax.partition` trains a leaf.
 
-    Frozen leaves, without state, without gradients that anything reads, and equal to their
-    averages:
+    Frozen leaves have no state, their gradients count in nothing, and they equal their averages:
 
         optax.partition(
             {"train": amac_jax.amac("auto", total_steps=1000), "freeze": optax.set_to_zero()},
@@ -56,10 +56,11 @@ def by_path(
       A function params -> a tree of values in the structure of params.
 
     Raises:
-      ValueError: for a pattern that is not a non-empty string, and for a value None; from the
-        function, for a pattern that fits no leaf (unless it is `optional`, leaves are hidden by
-        `optax.masked` or `optax.partition`, or the tree has none), and for a leaf that no pattern
-        fits where there is no `default`.
+      ValueError: for a pattern that is not a non-empty string, for a value None, and for a default
+        that is a function of something else, such as a schedule; from the
+        function, for a pattern that fits no leaf, or that stands behind a wider one (unless it is
+        `optional`, leaves are hidden by `optax.masked` or `optax.partition`, or the tree has none),
+        and for a leaf that no pattern fits where there is no `default`.
 
     When not to use:
       In the arguments of `jax.jit` and `jax.vmap`: they sort the keys of a dict, which changes the
@@ -81,6 +82,16 @@ def by_path(
     for pattern, value in patterns.items():
         if value is None:
             raise ValueError(f"patterns[{pattern!r}] must be a leaf of a tree, got None")
+    if callable(default):
+        try:
+            inspect.signature(default).bind(None, None)
+        except TypeError:
+            raise ValueError(
+                f"default must be a value or a function of (key path, leaf), got {default!r}; a "
+                'schedule for all other leaves is the pattern "*"'
+            ) from None
+        except ValueError:  # a function that does not say what it takes
+            pass
     values = dict(patterns)
 
     def of_leaf(path: KeyPath, leaf: Tree) -> Any:
@@ -96,7 +107,7 @@ def by_path(
 
     def valued(params: Tree) -> Tree:
         if not optional:
-            check_fits("patterns", list(values), params)
+            check_fits("patterns", list(values), params, first_decides=True)
         return jax.tree_util.tree_map_with_path(of_leaf, params)
 
     return valued

@@ -132,9 +132,14 @@ def learning_rate(opt_state: Tree) -> jax.Array:
     """
     found = _states(opt_state, ComposeState)
     if len(found) != 1:
+        hint = (
+            "of several give the state of one group"
+            if found
+            else "Optax's optimizers, and chains such as one with scale_by_amac, do not keep a rate"
+        )
         raise ValueError(
-            "opt_state must be the state of one optimizer of amac_jax, got "
-            f"{len(found) or 'none'} of them; of several give the state of one group"
+            "opt_state must be the state of one optimizer of amac_jax, such as amac, got "
+            f"{len(found) or 'none'} of them; {hint}"
         )
     return found[0].last_learning_rate
 

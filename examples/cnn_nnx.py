@@ -1,13 +1,13 @@
 """Train a CNN with BatchNorm and dropout in Flax NNX, and average its weights.
 
-    python examples/cnn_nnx.py                     # about 5 minutes on 2 CPU cores
-    python examples/cnn_nnx.py --optimizer radam   # or recipe, or adamw
+    python examples/cnn_nnx.py                     # 11 minutes on one CPU core: 99.53 %
+    python examples/cnn_nnx.py --optimizer radam   # or adamw: 99.53 % too; recipe: 99.40 %
 
-BatchNorm's running statistics belong to the live weights. `amac_jax.recompute_batch_stats` measures
-statistics for the averaged weights, on a copy, so that the live model could train on.
+BatchNorm's running statistics belong to the live weights, and are of shifted images.
+`amac_jax.recompute_batch_stats` measures statistics for the averaged weights, on a copy, so that
+the live model could train on.
 """
 
-import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -100,10 +100,12 @@ def main(
         dataset: MNIST, or the 8x8 digits that scikit-learn ships.
         out: the folder of the picture; None draws nothing.
     """
+    if epochs < 1:
+        raise SystemExit(f"--epochs must be at least 1, got {epochs}")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     data = datasets.load(dataset)
     total_steps = epochs * (len(data.train_images) // 64)
-    if total_steps < 10:
-        sys.exit(f"--epochs must be at least 1, got {epochs}")
     rate = amac_jax.warmup_cosine(4e-3, total_steps, total_steps // 10)
     tx = {
         "amac": amac_jax.amac("auto", total_steps, epochs=epochs),
@@ -128,7 +130,6 @@ def main(
     for name, accuracy in found.items():
         print(f"test accuracy, {name} weights: {accuracy:.2f} %")
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         draw(data, [*read.values()][-1]).savefig(out / "misread.png", dpi=150)
         print(f"picture: {out / 'misread.png'}")
     return found

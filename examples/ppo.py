@@ -3,7 +3,8 @@
     python examples/ppo.py                    # after pip install 'amac_jax[rl]'
     python examples/ppo.py --optimizer adam   # the chain that is usual for PPO
 
-Runs of 100,000 steps end at 500 of 500, with `adam` at 488 (64 episodes; 3 x 8 runs). A minute.
+A minute. 24 runs of 100,000 steps end at 500 of 500, with `adam`, which differs in eps, at 488: one
+of its runs fails. That is within the noise.
 """
 
 from functools import partial
@@ -26,13 +27,8 @@ EPOCHS, BATCH = 4, 256  # passes over what was played, and rows of a gradient
 DISCOUNT, SMOOTHING, CLIP = 0.99, 0.95, 0.2
 LIMIT, EPISODES = 500, 64  # the longest episode, and the episodes that score a policy
 env, env_params = gymnax.make("CartPole-v1")
-
-
-def network(outputs: int) -> Any:
-    return nn.Sequential([nn.Dense(64), nn.tanh, nn.Dense(64), nn.tanh, nn.Dense(outputs)])
-
-
-ACTOR, CRITIC = network(2), network(1)  # logits of the actions, value of the state
+ACTOR: Any = nn.Sequential([nn.Dense(64), nn.tanh, nn.Dense(64), nn.tanh, nn.Dense(2)])  # logits
+CRITIC: Any = nn.Sequential([nn.Dense(64), nn.tanh, nn.Dense(64), nn.tanh, nn.Dense(1)])  # value
 
 
 def reset(key, count):
@@ -59,7 +55,7 @@ def cost_of(params, played):
 
 
 def loss(params, batch):
-    ratio = jnp.exp(batch["cost"] - cost_of(params, batch))  # of the probabilities, now and then
+    ratio = jnp.exp(batch["cost"] - cost_of(params, batch))  # new probability / old one
     gain = (batch["advantage"] - batch["advantage"].mean()) / (batch["advantage"].std() + 1e-8)
     surrogate = jnp.minimum(ratio * gain, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * gain)
     value = CRITIC.apply(params["critic"], batch["observation"])[..., 0]
@@ -116,12 +112,16 @@ def main(
     *, seed: int = 0, optimizer: Literal["recipe", "adam"] = "recipe",
     steps: int = 100_000, out: Path | None = Path("runs/ppo"),
 ) -> dict[str, float]:  # fmt: skip
-    """Args:
-    seed: of all runs' weights, actions and episodes.
-    optimizer: recipe is `recipes.rl`; adam is Optax's chain that is usual for PPO.
-    steps: of a run's environments, all together; at least 4096.
-    out: folder of the picture; None draws none.
+    """Train eight policies side by side, and score each.
+
+    Args:
+        seed: of all runs' weights, actions and episodes.
+        optimizer: recipe is `recipes.rl`; adam is Optax's chain that is usual for PPO.
+        steps: of each run, counted over its 8 environments; at least 4096.
+        out: the folder of the picture; None draws nothing.
     """
+    if steps < 4 * ENVS * HORIZON:
+        raise SystemExit(f"--steps must be at least {4 * ENVS * HORIZON}, got {steps}")
     rounds = steps // (ENVS * HORIZON)
     rate = optax.linear_schedule(2.5e-3, 0.0, rounds * EPOCHS * ENVS * HORIZON // BATCH)
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))

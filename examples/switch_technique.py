@@ -36,11 +36,15 @@ def set_hyperparameter(state, name, value):
 
 
 def main(*, seed: int = 0, switch: bool = True, chunks: int = 16) -> dict[str, float]:
-    """Args:
-    seed: of weights, noise and batches.
-    switch: whether to switch averaging on at all.
-    chunks: length of the run, of 250 steps each.
+    """Fit a noisy sine, and average the weights from the step on at which the loss stops falling.
+
+    Args:
+        seed: of the initial weights, the noise and the batches.
+        switch: whether to switch averaging on at all.
+        chunks: the length of the run, in chunks of 250 steps.
     """
+    if chunks < 1:
+        raise SystemExit(f"--chunks must be at least 1, got {chunks}")
     key, weights_key = jax.random.split(jax.random.key(seed))
     w1 = jax.random.normal(weights_key, (1, 64))
     params = {"w1": w1, "b1": jnp.zeros(64), "w2": jnp.zeros((64, 1))}
@@ -84,6 +88,8 @@ def main(*, seed: int = 0, switch: bool = True, chunks: int = 16) -> dict[str, f
     train(params, wrong, key)
     found["traces after a Python float"] = traces
     print(*(f"{name}: {value:.4g}" for name, value in found.items()), sep="\n")
+    if switch and not switched:
+        print("averaging did not begin: the loss was still falling in the end")
     return found
 
 

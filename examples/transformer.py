@@ -32,7 +32,6 @@ class Block(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs):
         def linear(inputs: int, outputs: int, axes: tuple[str | None, ...], scale: float):
-            # Each device of the mesh's axis "model" has a part of the kernel.
             init = nnx.with_partitioning(nnx.initializers.normal(scale / inputs**0.5), axes)
             return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, rngs=rngs)
 
@@ -79,6 +78,10 @@ def main(
       accumulate: micro-batches in a step.
       out: the folder of the picture; None draws nothing.
     """
+    if min(steps, batch_size, accumulate) < 1 or batch_size % accumulate:
+        raise SystemExit("--batch-size must be a multiple of --accumulate, and --steps at least 1")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     text = datasets.load_text()
     train, random = jnp.asarray(text.train), np.random.default_rng(seed)
     shape = steps, accumulate, batch_size // accumulate
@@ -132,10 +135,8 @@ def main(
         params = amac_jax.averaged_params(*carry[::-1]) if optimizer == "amac" else carry[0]
         loss = float(validate(params))
         print("".join(text.alphabet[i] for i in write(params, jax.random.key(seed))), end="\n\n")
-
     print(f"validation loss: {loss:.3f} nats a character")
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         axes = (figure := Figure((6, 4), layout="constrained")).subplots()
         axes.plot(CHUNK * (1 + np.arange(len(curve))), curve)
         axes.set(xlabel="steps", ylabel="training loss, nats a character")

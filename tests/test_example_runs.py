@@ -17,6 +17,7 @@ def test_a_line_that_is_not_a_figure_does_not_hide_the_next():
 def test_a_digest_is_of_the_code_and_not_of_its_docstring():
     assert digest_of('"one"\nx = 1') == digest_of('"two"\nx  =  1  # a comment')
     assert digest_of("x = 1") != digest_of("x = 2")
+    assert digest_of('def f():\n  "one"\n  x') == digest_of('def f():\n  "two"\n  x')
 
 
 def test_a_new_record_takes_the_place_of_the_former():

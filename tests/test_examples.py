@@ -40,6 +40,7 @@ def test_every_program_has_a_row_and_its_figures_are_of_its_code():
     runs = records.recorded(example_runs.RESULTS)["runs"]
     measured = README.partition(example_runs.BEGIN)[2].partition(example_runs.END)[0]
     assert measured.strip() == example_runs.table(example_runs.up_to_date(runs))
+    assert "not measured" not in measured
 
 
 def rows_of(head: str) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""examples/gan.py in a short form: what training changes."""
+"""examples/gan.py in a short form: what its recipe changes."""
 
 import numpy as np
 import pytest
@@ -13,15 +13,16 @@ def small(monkeypatch):
         monkeypatch.setattr(gan, name, value)
 
 
-def test_training_brings_the_samples_nearer_and_the_picture_is_drawn(tmp_path, capsys):
-    options = {"dataset": "digits", "learning_rate": 2e-3}
-    figures = gan.main(steps=300, out=tmp_path, **options)
-    untrained = gan.main(steps=1, out=None, **options)
-    assert figures["Frechet distance"] < 0.7 * untrained["Frechet distance"]
+def test_the_recipe_learns_where_the_usual_momentum_does_not(tmp_path, capsys):
+    options = {"dataset": "digits", "learning_rate": 2e-3, "steps": 300}
+    figures = gan.main(out=tmp_path, **options)
     printed = capsys.readouterr().out
     for label, figure in figures.items():
         assert f"{label}: {figure:.2f}" in printed
     assert imread(tmp_path / "samples.png").shape[:2] == (280, 280)
+    usual = gan.main(optimizer="adam", out=None, **options)
+    # Three seeds: 19 to 52, and 120 to 172 with Adam's usual momentum.
+    assert figures["Frechet distance"] < 80 < usual["Frechet distance"]
 
 
 def test_the_distance_is_that_between_normal_distributions():

@@ -38,7 +38,7 @@ def test_the_technique_that_was_switched_on_has_an_effect(switched):
 
 
 def test_a_run_goes_on_to_the_bit():
-    found = resume.main(steps=60)
+    found = resume.main()
     assert found["identical"] == found["arrays"] > 20
 
 
@@ -50,5 +50,5 @@ def test_a_run_without_its_optimizer_state_is_another(monkeypatch):
         return model, resume.build(0)[1]
 
     monkeypatch.setattr(resume.nnx, "merge", forgetful)
-    found = resume.main(steps=60)
+    found = resume.main()
     assert found["identical"] < found["arrays"]

@@ -61,6 +61,7 @@ BEFORE = {
             "_batches",
             "_losses",
             "_runs",
+            "_space",
             "landscapes",
             "_range_test",
             "_ablation",

@@ -200,11 +200,27 @@ def test_patterns_that_are_refused(patterns, message):
         by_path(patterns, default=1.0)
 
 
+def test_a_schedule_is_not_a_default():
+    with pytest.raises(ValueError, match=r'of \(key path, leaf\), got .*is the pattern "\*"'):
+        by_path({"head": 0.1}, default=optax.constant_schedule(1.0))
+
+
 def test_a_pattern_that_fits_no_leaf_is_refused_unless_it_is_optional():
     with pytest.raises(ValueError, match=r"patterns .* 'he' fits none; there are"):
         by_path({"he": 0.5}, default=1.0)(PARAMS)
     found = by_path({"he": 0.5}, default=1.0, optional=True)(PARAMS)
     assert found == jax.tree.map(lambda _: 1.0, PARAMS)
+
+
+def test_a_pattern_behind_one_that_fits_the_same_is_refused_unless_it_is_optional():
+    shadowed = {"head": 0.5, "head/kernel": 0.1}
+    with pytest.raises(ValueError, match="must have 'head/kernel' before 'head', which fits all"):
+        by_path(shadowed, default=1.0)(PARAMS)
+    assert by_path(shadowed, default=1.0, optional=True)(PARAMS)["head"]["kernel"] == 0.5
+    narrow_first = {"embed/embedding": 0.5, "embed": 0.4, "body": 0.2, "head": 0.1, "*": 0.3}
+    assert by_path(narrow_first)(PARAMS)["embed"] == {"embedding": 0.5}  # nothing is left for two
+    reversed_ = dict(reversed(shadowed.items()))
+    assert by_path(reversed_, default=1.0)(PARAMS)["head"]["kernel"] == 0.1
 
 
 def test_without_a_default_every_leaf_must_fit():

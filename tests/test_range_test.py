@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from amac_jax.tools import lr_range_test
+from amac_jax.tools.plotting import plot_range_test
 
 CURVATURE = 4.0
 BATCHES = jnp.array([1.0, 1.0, 1.0])
@@ -52,6 +53,19 @@ def test_nothing_is_suggested_where_no_rate_lowers_the_loss():
     assert np.isnan(found.suggestion)
     upwards = lr_range_test(lambda w, x: x * jnp.sqrt(w - w), jnp.array(1.0), BATCHES, number=3)
     assert np.isnan(upwards.suggestion)
+
+
+def test_the_picture_has_losses_that_are_finite_as_dots_and_the_others_as_crosses():
+    found = lr_range_test(
+        parabola, jnp.array(1.0), BATCHES, optimizer=optax.sgd, low=0.1, high=1e4, number=11
+    )
+    marks = {line.get_marker(): line for line in plot_range_test(found).axes[0].lines}
+    dots, crosses = np.asarray(marks["."].get_ydata()), np.asarray(marks["x"].get_xdata())
+    assert np.isfinite(dots).sum() + len(crosses) == 11
+    assert set(found.learning_rates[~np.isfinite(found.losses)]) <= set(crosses)
+    never = lr_range_test(lambda w, x: w * jnp.nan, jnp.array(1.0), BATCHES, number=3)
+    (line,) = (x for x in plot_range_test(never).axes[0].lines if x.get_marker() == "x")
+    np.testing.assert_array_equal(line.get_xdata(), never.learning_rates)
 
 
 def test_rates_that_diverge_are_not_finite_and_never_suggested():
@@ -104,6 +118,7 @@ def test_weights_and_batches_may_be_functions_of_keys_and_few_runs_go_at_a_time(
         ({"batches": {"x": BATCHES, "y": 1.0}}, "batches must be arrays with one first axis"),
         ({"batches": jnp.zeros((0, 3))}, "batches must be arrays with one first axis"),
         ({"loss_fn": lambda w, x: jnp.ones(2)}, "loss_fn must return a scalar"),
+        ({"params": jnp.array(1)}, "params must be floating-point, got int32 at their leaf"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(changes, message):

@@ -305,3 +305,5 @@ def test_what_is_refused(keywords, message):
 def test_the_keyword_is_refused_by_its_name():
     with pytest.raises(ValueError, match=re.escape("skip_spikes must be in (1, inf], got 0.5")):
         amac_jax.sgd(1.0, skip_spikes=0.5)
+    with pytest.raises(ValueError, match=re.escape("in (1, inf], got False; off is inf")):
+        amac_jax.sgd(1.0, skip_spikes=False)

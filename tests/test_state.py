@@ -235,9 +235,19 @@ def test_none_and_two_are_errors_that_say_where_one_comes_from(read):
 
 
 def test_the_learning_rate_is_that_of_one_optimizer():
-    message = "opt_state must be the state of one optimizer of amac_jax, got {} of them; of several"
-    for tx, number in [(NONE, "none"), (TWO, 2), (SAME_LEAF_TWICE, 2), (TWO_GROUPS, 2)]:
-        with pytest.raises(ValueError, match=message.format(number)):
+    message = "state of one optimizer of amac_jax, such as amac, got {} of them; {}"
+    for tx, number, hint in [
+        (NONE, "none", "Optax's optimizers"),
+        (
+            amac_jax.scale_by_amac(10),
+            "none",
+            "Optax's optimizers, and chains such as one with scale_by_a",
+        ),
+        (TWO, 2, "of several"),
+        (SAME_LEAF_TWICE, 2, "of several"),
+        (TWO_GROUPS, 2, "of several"),
+    ]:
+        with pytest.raises(ValueError, match=message.format(number, hint)):
             learning_rate(tx.init(START))
     assert learning_rate(TWO_GROUPS.init(START).inner_states["a"]) == 0.0
 

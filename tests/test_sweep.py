@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import nnx
 
 import amac_jax
-from amac_jax.tools import _runs, _sweep, ablate, lr_range_test, sweep
+from amac_jax.tools import _runs, _space, _sweep, ablate, lr_range_test, sweep
 from amac_jax.tools.plotting import plot_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -140,8 +140,8 @@ def test_points_fill_their_ranges_for_each_combination_of_choices(seed):
         "rate": (1e-3, 10.0, "log"), "decay": (-1.0, 1.0), "period": (2, 5),
         "doubling": (1, 7, "log"), "kind": ["a", "b"],
     }  # fmt: skip
-    axes = _sweep.axes_of(space)
-    points = _sweep._points(axes, 64, np.array([seed]))
+    axes = _space.axes_of(space)
+    points = _space.points_of(axes, 64, np.array([seed]))
     for kind in "ab":
         own = [point for point in points if point["kind"] == kind]
         assert len(own) == 32
@@ -155,8 +155,8 @@ def test_points_fill_their_ranges_for_each_combination_of_choices(seed):
         doubling = [point["doubling"] for point in own]
         assert doubling.count(1) >= 8  # ln 2 / ln 8 of 32 are 10.7
         assert set(doubling) <= set(range(1, 8))
-    again = _sweep._points(axes, 64, np.array([seed]))
-    assert again == points != _sweep._points(axes, 64, np.array([seed + 1]))
+    again = _space.points_of(axes, 64, np.array([seed]))
+    assert again == points != _space.points_of(axes, 64, np.array([seed + 1]))
 
 
 def test_a_whole_number_is_one_inside_the_optimizer_too():
@@ -352,11 +352,24 @@ def test_the_picture_has_a_panel_for_each_axis_and_one_best(tmp_path):
     assert [axes.get_xlabel() for axes in drawn] == [*space]
     assert drawn[0].get_xscale() == "log"
     assert drawn[0].get_ylabel() == "size of w"
-    assert [tick.get_text() for tick in drawn[1].get_xticklabels()] == ["0.0", "0.5"]
+    assert [tick.get_text() for tick in drawn[1].get_xticklabels()] == ["0", "0.5"]
     stars = [line for line in drawn[0].lines if line.get_marker() == "*"]
     (star,) = stars
     assert star.get_xdata() == [found.best["learning_rate"]]
     figure.savefig(tmp_path / "sweep.png")
+
+
+def test_schedules_as_choices_are_told_apart():
+    schedules = [optax.constant_schedule(rate) for rate in (0.5, 0.1)] + [amac_jax.cosine(0.5, 8)]
+    found = search(space={"learning_rate": schedules}, seeds=1)
+    names = ["constant_schedule #1", "constant_schedule #2", "cosine"]
+    assert found.space["learning_rate"].names == names
+    rows = str(found).splitlines()[2:]
+    assert sorted(row.split(maxsplit=1)[1] for row in rows) == names
+    (panel,) = plot_sweep(found).axes
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == names
+    (star,) = (line for line in panel.lines if line.get_marker() == "*")
+    assert star.get_xdata() == [schedules.index(found.best["learning_rate"])]
 
 
 def test_failed_trials_are_drawn_at_the_edge_and_the_others_where_they_are():
@@ -401,7 +414,15 @@ def test_each_seed_has_noise_of_its_own():
     ("changes", "message"),
     [
         ({"space": {}}, "space must have an axis, such as"),
-        ({"space": [0.1, 0.2]}, "space must have an axis, such as"),
+        ({"space": [0.1, 0.2]}, "space must be a mapping, such as"),
+        (
+            {"space": {**RATES, "steps": (10, 20)}},
+            r"does not take 'steps' \(steps=... of sweep itself has one value for all trials\)",
+        ),
+        (
+            {"space": {"learning_rate": (-1.0, 1.0)}, "optimizer": amac_jax.sgd},
+            r"^space\['learning_rate'\] has what is refused: learning_rate must be in \[0, inf\)",
+        ),
         ({"space": {"learning_rate": (1.0, 0.1)}}, "must have low < high, got"),
         ({"space": {"learning_rate": (0.1, 0.1)}}, r"must have low < high.*one value: \[0.1\]"),
         ({"space": {"learning_rate": (0.0, 0.1, "log")}}, 'must have low > 0 with "log"'),
@@ -413,6 +434,12 @@ def test_each_seed_has_noise_of_its_own():
         ),
         ({"space": {"learning_rate": []}}, "must have at least one choice"),
         ({"space": {"learning_rate": 0.1}}, "a fixed value is a keyword of sweep itself"),
+        (
+            {"space": {"learning_rate": (0, 1)}},
+            r"has the whole numbers 0 and 1 alone.*between them are \(0.0, 1.0\)",
+        ),
+        ({"higher_is_better": True, "score_fn": None}, "higher_is_better needs a score_fn"),
+        ({"batches": [(BATCHES, BATCHES)]}, r"got a list of batches; jax.tree.map\(.* stacks it"),
         ({"space": {"learning_rate": (0.1,)}}, r"must be \(low, high\)"),
         ({"space": {"rate": (0.1, 0.2)}}, "does not take 'rate'.*it takes learning_rate, momentum"),
         ({"momentun": 0.9}, r"'momentun' \(did you mean 'momentum'\?\)"),
@@ -421,9 +448,9 @@ def test_each_seed_has_noise_of_its_own():
         ({"optimizer": optax.sgd(0.1)}, "amac_jax.adamw without its brackets, got a transformat"),
         ({"optimizer": "sgd"}, "must be a function that makes a transformation.*'sgd'"),
         ({"optimizer": lambda learning_rate: 3}, "optimizer must make a transformation"),
-        ({"optimizer": amac_jax.sgd, "momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
+        ({"optimizer": amac_jax.sgd, "momentum": 1.5}, r"^momentum must be in \[0, 1\), got 1.5"),
         (
-            {"space": {**RATES, "nesterov": (0, 1)}, "momentum": 0.9},
+            {"space": {**RATES, "nesterov": (0.0, 1.0)}, "momentum": 0.9},
             r"nesterov cannot be a range.*give a list of choices: space={\"nesterov\": \[",
         ),
         (
@@ -444,6 +471,14 @@ def test_each_seed_has_noise_of_its_own():
         ({"batches": lambda key: 1.0, "steps": None}, "steps must be given where batches is a"),
         ({"batches": {"x": BATCHES, "y": 1.0}}, "batches must be arrays with one first axis"),
         ({"score_fn": lambda w: jnp.ones(2)}, r"score_fn must return a scalar, got shape \(2,\)"),
+        ({"score_fn": lambda w: (w, w)}, "score_fn must return a scalar, got a tuple of 2 arrays"),
+        (
+            {"score_fn": lambda w, x: w},
+            r"score_fn must take \(params\), got a function of \(w, x\)",
+        ),
+        ({"score_fn": lambda w: float(w)}, "score_fn must compute with jax.numpy.*Concretization"),
+        ({"score_fn": lambda w: np.exp(w)}, "score_fn must compute with jax.numpy.*TracerArray"),
+        ({"score_fn": "loss"}, r"score_fn must be a function of \(params\), got 'loss'"),
         ({"loss": lambda w, x: jnp.ones(2)}, r"loss_fn must return a scalar, got shape \(2,\)"),
         ({"loss": lambda w, x: (w, x)}, "got a tuple of 2 arrays; has_aux=True takes"),
         ({"has_aux": True}, r"must return \(loss, aux\) with has_aux=True, got shape \(\)"),

@@ -57,11 +57,14 @@ def check_patterns(name: str, patterns: Sequence[str]) -> None:
         raise ValueError(f"{name} must have non-empty strings for patterns, got {patterns!r}")
 
 
-def check_fits(name: str, patterns: Sequence[str], tree: Tree) -> None:
+def check_fits(
+    name: str, patterns: Sequence[str], tree: Tree, *, first_decides: bool = False
+) -> None:
     """Refuses a pattern that fits no leaf: a misspelt name would otherwise silently do nothing.
 
-    A tree without leaves passes. A tree from which `optax.masked` or `optax.partition` has hidden
-    leaves passes too, because the pattern may fit a hidden leaf.
+    Where the first pattern that fits decides, a pattern behind a wider one is refused too, which
+    would never decide. A tree without leaves passes. A tree from which `optax.masked` or
+    `optax.partition` has hidden leaves passes too, because the pattern may fit a hidden leaf.
     """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     nodes = jax.tree.leaves(tree, is_leaf=is_masked)
@@ -74,6 +77,16 @@ def check_fits(name: str, patterns: Sequence[str], tree: Tree) -> None:
                 f"{name} must each fit a leaf, and {pattern!r} fits none; there are {some}"
                 + (", ..." if len(paths) > 5 else "")
             )
+    if not first_decides:
+        return
+    leaves = [{i for i, path in enumerate(paths) if path_matches(path, p)} for p in patterns]
+    for number, pattern in enumerate(patterns):
+        for other, fitted in zip(patterns[:number], leaves, strict=False):
+            if leaves[number] < fitted:
+                raise ValueError(
+                    f"{name} must have {pattern!r} before {other!r}, which fits all that it fits "
+                    "and more: the first that fits decides"
+                )
 
 
 def is_masked(node: object) -> bool:

@@ -94,7 +94,8 @@ def check(name: str, value: object, allowed: Range) -> None:
         raise ValueError(f"{name} must be {allowed}, a schedule or an array, got {value!r}")
     is_refused_bool = isinstance(value, bool) and not allowed.takes_bool
     if is_refused_bool or value not in allowed:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        off = "; off is inf" if is_refused_bool and math.inf in allowed else ""
+        raise ValueError(f"{name} must be {allowed}, got {value!r}{off}")
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -85,7 +85,7 @@ def scale_by_layer(multipliers: Multipliers) -> Stage:
     patterns = list(multipliers) if isinstance(multipliers, Mapping) else []
 
     def init(params: Tree) -> Tree:
-        check_fits("multipliers", patterns, params)
+        check_fits("multipliers", patterns, params, first_decides=True)
         of_each_leaf(params, jnp.zeros([], jnp.int32))  # for its errors
         return optax.EmptyState()
 
@@ -212,7 +212,7 @@ def layerwise_decay(
         return found
 
     def multipliers(params: Tree) -> Tree:
-        check_fits("depth_of", patterns, params)
+        check_fits("depth_of", patterns, params, first_decides=True)
         leaves = jax.tree_util.tree_leaves_with_path(params)
         depths = [depth(path, leaf) for path, leaf in leaves]
         top = max([len(patterns) - 1, *[d for d in depths if d is not None]])

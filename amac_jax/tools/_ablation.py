@@ -131,7 +131,7 @@ def ablate(
       score_fn: a function of the weights to evaluate, which are averaged where the variant
         averages. The best choice is the loss on data not trained on. None is the mean of
         `loss_fn` over `batches`, which are the training data.
-      higher_is_better: whether a higher score is better.
+      higher_is_better: whether a higher score of `score_fn` is better.
       has_aux: whether `loss_fn` returns `(loss, aux)`, of which `aux` is left alone.
       model_state: what changes in training beside the weights, such as the statistics of BatchNorm:
         a tree, or a function that makes it from the key that `params` got. Then it is
@@ -167,6 +167,10 @@ def ablate(
     """
     if isinstance(techniques, str):
         raise ValueError(f"techniques must be a tuple of names, got {techniques!r}")
+    if higher_is_better and score_fn is None:
+        raise ValueError("higher_is_better needs a score_fn: a lower loss is the better one")
+    if not techniques:
+        raise ValueError(f"techniques must have a name, such as {next(iter(TECHNIQUES))!r}, got ()")
     for name in techniques:
         if name not in TECHNIQUES:
             known = ", ".join(TECHNIQUES)
@@ -178,6 +182,8 @@ def ablate(
         if not is_number(learning_rate):
             raise ValueError(f"learning_rate must be 'auto' or a number, got {learning_rate!r}")
         check("learning_rate", learning_rate, POSITIVE)
+    elif not isinstance(core, str):
+        raise ValueError("learning_rate must be a number with a core of your own, got 'auto'")
     if steps is None:
         if is_function(batches):
             raise ValueError("steps must be given where batches is a function, got None")

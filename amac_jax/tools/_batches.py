@@ -12,12 +12,17 @@ def number_of_batches(batches: Tree) -> int:
     """The length of the first axis, which all arrays share.
 
     Raises:
-      ValueError: if the arrays do not share a first axis, or if it is empty.
+      ValueError: if the arrays do not share a first axis, if it is empty, or for a list of trees.
 
     Example:
       >>> number_of_batches({"x": jnp.ones((5, 2)), "y": jnp.ones(5)})
       5
     """
+    if isinstance(batches, list) and any(isinstance(x, tuple | list | dict) for x in batches):
+        raise ValueError(
+            "batches must be stacked on a first axis, got a list of batches; "
+            "jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches) stacks it"
+        )
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
     if len(sizes) != 1 or () in sizes or (0,) in sizes:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]

@@ -127,6 +127,42 @@ def check_loss(loss: Loss, params: Tree, model_state: Tree, batch: Tree, key: ja
             )
 
 
+def check_score(score_fn: Callable[..., Any], *arguments: Tree) -> None:
+    """Refuses a function of the weights (and model state) that is not a score, in one line.
+
+    Args:
+      score_fn: the function.
+      *arguments: its arguments, or their shapes.
+
+    Raises:
+      ValueError: where it takes others, cannot be traced, or does not return a scalar.
+    """
+    wanted = "(params, model_state)" if len(arguments) == 2 else "(params)"
+    if not callable(score_fn):
+        raise ValueError(f"score_fn must be a function of {wanted}, got {score_fn!r}")
+    try:
+        signature = inspect.signature(score_fn)
+    except (TypeError, ValueError):  # a function that does not say what it takes
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            raise ValueError(
+                f"score_fn must take {wanted}, got a function of {signature}; the loss on other "
+                "data is lambda params: loss(params, other_batch)"
+            ) from None
+    try:
+        # Anew, because a variable of Flax NNX may change only where it was made.
+        result = jax.eval_shape(lambda *a: score_fn(*jax.tree.map(lambda x: x, a)), *arguments)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise ValueError(
+            "score_fn must compute with jax.numpy, because it is compiled: NumPy, float() and if "
+            f"cannot read its arguments ({type(error).__name__})"
+        ) from error
+    _check_scalar(result, "", name="score_fn")
+
+
 def _wanted(loss: Loss) -> str:
     if not loss.takes_state:
         return "(loss, aux) with has_aux=True"
@@ -141,10 +177,10 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2
 
 
-def _check_scalar(value: Any, more: str) -> None:
+def _check_scalar(value: Any, more: str, name: str = "loss_fn") -> None:
     if getattr(value, "shape", None) != ():
-        raise ValueError(f"loss_fn must return a scalar, got {_described(value)}{more}")
-    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"{name} must return a scalar, got {_described(value)}{more}")
+    if name == "loss_fn" and not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(f"loss_fn must return a real floating-point number, got {value.dtype}")
 
 

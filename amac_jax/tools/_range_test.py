@@ -77,7 +77,8 @@ def lr_range_test(
       key: an integer seed or a JAX key, for the order of the batches and all that is random.
 
     Returns:
-      A `RangeTest`; `amac_jax.tools.plotting.plot_range_test` draws it.
+      A `RangeTest`; `amac_jax.tools.plotting.plot_range_test` draws it. Its `suggestion` is NaN if
+      not a single rate lowers the loss. One near `low` or `high` says that the range is too narrow.
 
     Raises:
       ValueError: for an argument outside its range, batches without a common first axis, or a

@@ -25,7 +25,7 @@ from amac_jax._core.leaves import in_dtypes_of
 from amac_jax.state import averaged_params
 from amac_jax.techniques import AverageWeightsState
 from amac_jax.tools._batches import batch_at, number_of_batches, random_order
-from amac_jax.tools._losses import Loss, check_loss
+from amac_jax.tools._losses import Loss, check_loss, check_score
 
 PAUSE = 0.2  # seconds that a program runs at least before the next call of it has more steps
 SETTLING = 100  # batches at most from which the model state of averaged weights is computed
@@ -104,12 +104,13 @@ class Job(NamedTuple):
     def check(self, key: jax.Array) -> None:
         """Refuses a loss or a score outside the contract."""
         params, model_state, batch, loss_key = self._arguments(key)
+        for path, leaf in jax.tree.leaves_with_path(params):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                name = jax.tree_util.keystr(path) or "their leaf"
+                raise ValueError(f"params must be floating-point, got {leaf.dtype} at {name}")
         check_loss(self.loss, params, model_state, batch, loss_key)
         if self.score is not None:
-            rest = (model_state,) if self.loss.takes_state else ()
-            shape = jnp.shape(jax.eval_shape(self.score, params, *rest))
-            if shape != ():
-                raise ValueError(f"score_fn must return a scalar, got shape {shape}")
+            check_score(self.score, params, *(model_state,) if self.loss.takes_state else ())
 
     def trace(self, values: Values, key: jax.Array) -> None:
         """Goes through a step without computing anything, for the errors of the optimizer."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,33 +16,13 @@ from jax.typing import ArrayLike
 
 from amac_jax._core.aliases import Keywords, Tree, is_function
 from amac_jax._core.draws.keys import Key, as_key_data, typed_key
-from amac_jax._core.hyperparameters import is_number
 from amac_jax.tools._aligned import aligned
 from amac_jax.tools._batches import number_of_batches
 from amac_jax.tools._losses import loss_of
 from amac_jax.tools._runs import Job, Program, Runs, mean_losses, progress, telling
+from amac_jax.tools._space import Axis, axes_of, check_keywords, points_of
 
 RUNGS = 1 / 4, 1 / 2  # of a run, where halving drops trials: together half of the steps
-
-
-class Axis(NamedTuple):
-    """An axis of the space: a range of numbers, or choices."""
-
-    low: float = math.nan
-    high: float = math.nan
-    log: bool = False
-    whole: bool = False  # both ends are Python integers
-    choices: tuple[Any, ...] | None = None  # None for a range
-
-    def at(self, shares: np.ndarray) -> list[float | int]:
-        """The numbers at these shares of the way, in [0, 1), from the low end to the high one."""
-        high = self.high + self.whole  # each whole number has a share of its own
-        if self.log:
-            values = self.low * (high / self.low) ** shares
-        else:
-            values = self.low + (high - self.low) * shares
-        values = np.clip(np.floor(values) if self.whole else values, self.low, self.high)
-        return [int(value) if self.whole else float(value) for value in values]
 
 
 class Sweep(NamedTuple):
@@ -76,7 +55,7 @@ class Sweep(NamedTuple):
             failed = int(np.sum(~np.isfinite(row)))
             notes = [f"{failed} of {seeds} failed"] if failed and seeds > 1 else []
             notes += [f"dropped at step {steps}"] if steps < longest else []
-            cells = [_written(self.trials[number][name]) for name in self.space]
+            cells = [axis.written(self.trials[number][name]) for name, axis in self.space.items()]
             rows.append([_score(row), *cells, ", ".join(notes)])
         better = "higher" if self.higher_is_better else "lower"
         several = f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else "1 seed"
@@ -127,24 +106,25 @@ def sweep(
         batch from a JAX key. Each pass through the arrays takes the batches in a random order.
       optimizer: a function that makes a transformation from keyword arguments: `amac_jax.adamw`,
         `optax.adamw`, or one of your own, such as one that makes a schedule of a peak and a
-        warm-up. Numbers of a range reach it as traced arrays. Where it has an argument `key`, each
-        seed gives it another one.
+        warm-up. Numbers of a range reach it as traced arrays, which the schedules of this library
+        take and some of Optax's do not. Where it has an argument `key`, each seed gives it another
+        one.
       space: keywords of the optimizer, each with `(low, high)`, where numbers are as likely in
         every part of the range; `(low, high, "log")`, where their logarithms are; or a list of
         choices, any Python values, which may change the chain: `[None, 1.0]`. Between two Python
         integers all numbers are whole: `(2, 20)`.
-      trials: the number of points, >= 1; with `halving` >= 4.
+      trials: the number of points, at least 1, or 4 with `halving`.
       seeds: the number of runs of each point, >= 1.
-      steps: the number of steps of each run, >= 1; with `halving` >= 4. None is one pass through
-        `batches`.
+      steps: the number of steps of each run, at least 1, or 4 with `halving`. None is one pass
+        through `batches`.
       score_fn: a function of the weights to evaluate, which are averaged where the optimizer
         averages. The best choice is the loss on data not trained on. None is the mean of the loss
         over the last quarter of the steps made so far, which knows nothing of averages.
-      higher_is_better: whether a higher score is better.
+      higher_is_better: whether a higher score of `score_fn` is better.
       halving: whether the worse half is dropped, twice, by the score of the weights so far.
       width: the number of runs at a time. None is all runs of a program; with `halving` it is a
-        quarter of them, and 1 for convolutions on a CPU. Runs that wait for others at a rung of
-        `halving` are in the memory of the host.
+        quarter of them, and 1 for convolutions on a CPU. When `halving` compares runs, those that
+        are not being trained are in the memory of the host.
       has_aux: whether `loss_fn` returns `(loss, aux)`, of which `aux` is left alone.
       model_state: what changes in training beside the weights, such as the statistics of BatchNorm:
         a tree, or a function that makes it from the key that `params` got. Then it is
@@ -184,7 +164,9 @@ def sweep(
       Optimization, 2016, https://arxiv.org/abs/1502.07943 (halving).
     """
     axes = axes_of(space)
-    _check_keywords(optimizer, axes, settings)
+    if higher_is_better and score_fn is None:
+        raise ValueError("higher_is_better needs a score_fn: a lower loss is the better one")
+    check_keywords(optimizer, axes, settings, inspect.signature(sweep).parameters)
     if steps is None:
         if is_function(batches):
             raise ValueError("steps must be given where batches is a function, got None")
@@ -203,11 +185,18 @@ def sweep(
     if not is_function(batches):
         number_of_batches(batches)  # for its errors
     key = typed_key(as_key_data(key), like=key)
-    points = _points(axes, int(trials), np.asarray(jax.random.key_data(key)).ravel())
+    points = points_of(axes, int(trials), np.asarray(jax.random.key_data(key)).ravel())
     if halving and len(points) < least:
         raise ValueError(f"halving needs 4 trials, got {len(points)} combinations of choices")
-    for point in points:  # for the errors of the optimizer
-        if not hasattr(optimizer(**settings, **point), "update"):
+    for point in points:
+        try:
+            tx = optimizer(**settings, **point)
+        except ValueError as error:
+            guilty = [name for name in axes if re.search(rf"\b{name}\b", str(error))]
+            if not guilty:
+                raise
+            raise ValueError(f"space[{guilty[0]!r}] has what is refused: {error}") from error
+        if not hasattr(tx, "update"):
             raise ValueError(f"optimizer must make a transformation, got {optimizer!r}")
 
     job = Job(
@@ -226,112 +215,6 @@ def sweep(
         stages = [int(job.steps * rung) for rung in RUNGS] + stages
     search = _Search(job, optimizer, axes, settings, points, int(seeds), width, key)
     return search.run(stages, higher_is_better)
-
-
-def axes_of(space: Mapping[str, Any]) -> dict[str, Axis]:
-    """The axes of a space.
-
-    Raises:
-      ValueError: for a space that is not one, saying which axis is wrong and what it may be.
-
-    Example:
-      >>> axes_of({"sync_period": (2, 20), "clip_norm": [None, 1.0]})["sync_period"].whole
-      True
-    """
-    if not isinstance(space, Mapping) or not space:
-        raise ValueError(
-            'space must have an axis, such as {"learning_rate": (1e-4, 1e-1, "log")}, '
-            f"got {space!r}"
-        )
-    return {name: _axis(f"space[{name!r}]", given) for name, given in space.items()}
-
-
-def _axis(name: str, given: Any) -> Axis:
-    if isinstance(given, list):
-        if not given:
-            raise ValueError(f"{name} must have at least one choice, got []")
-        return Axis(choices=tuple(given))
-    if not isinstance(given, tuple) or len(given) not in (2, 3):
-        more = "; a fixed value is a keyword of sweep itself" if is_number(given) else ""
-        raise ValueError(
-            f'{name} must be (low, high), (low, high, "log") or a list of choices, '
-            f"got {given!r}{more}"
-        )
-    low, high, *rest = given
-    if not all(is_number(end) and math.isfinite(end) for end in (low, high)):
-        raise ValueError(
-            f"{name} must be between two finite numbers, got {given!r}; choices are a list"
-        )
-    if rest not in ([], ["log"]):
-        raise ValueError(f'{name} may have "log" as third item and nothing else, got {given!r}')
-    if not low < high:
-        raise ValueError(f"{name} must have low < high, got {given!r}; one value: [{low!r}]")
-    if rest and low <= 0:
-        raise ValueError(f'{name} must have low > 0 with "log", got {given!r}')
-    whole = all(isinstance(end, int | np.integer) for end in (low, high))
-    return Axis(low, high, bool(rest), whole)
-
-
-def _check_keywords(optimizer: Any, axes: Keywords, settings: Keywords) -> None:
-    """Refuses keywords that the optimizer does not have, and asks for those that it needs."""
-    if hasattr(optimizer, "update") or not callable(optimizer):
-        raise ValueError(
-            "optimizer must be a function that makes a transformation from keywords, such as "
-            f"amac_jax.adamw without its brackets, got {_short(optimizer)}"
-        )
-    name = getattr(optimizer, "__name__", "optimizer")
-    for both in axes.keys() & settings.keys():
-        raise ValueError(f"{both} is in the space and among the settings; leave one of them out")
-    try:
-        parameters = inspect.signature(optimizer).parameters.values()
-    except (TypeError, ValueError):
-        return
-    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for given in [*axes, *settings]:
-            if given not in known:
-                near = difflib.get_close_matches(given, known, n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                taken = ", ".join(known)
-                raise ValueError(f"{name} does not take {given!r}{hint}; it takes {taken}")
-    for parameter in parameters:
-        needed = parameter.default is parameter.empty and parameter.name in known
-        if needed and parameter.name not in {*axes, *settings}:
-            raise ValueError(
-                f"{name} needs {parameter.name}: put it into the space, or fix it as a keyword: "
-                f"sweep(..., {parameter.name}=...)"
-            )
-
-
-def _points(axes: Mapping[str, Axis], trials: int, seed: np.ndarray) -> list[dict[str, Any]]:
-    """The trials: for each combination of choices a part of the sequence of its own.
-
-    The parts are consecutive: of Halton's sequence every second point lies in the same half.
-    """
-    from scipy.stats import qmc  # here, because it takes half a second to import
-
-    numeric = {name: axis for name, axis in axes.items() if axis.choices is None}
-    chosen = {name: axis.choices for name, axis in axes.items() if axis.choices is not None}
-    combinations = [
-        dict(zip(chosen, values, strict=True)) for values in itertools.product(*chosen.values())
-    ]
-    if not numeric:
-        return combinations
-    if trials < len(combinations):
-        raise ValueError(
-            f"trials must be at least {len(combinations)}, one for each combination of choices, "
-            f"got {trials}"
-        )
-    is_new = "rng" in inspect.signature(qmc.Halton).parameters  # from SciPy 1.15 on
-    seeded: dict[str, Any] = {"rng" if is_new else "seed": np.random.default_rng(seed)}
-    unit = qmc.Halton(len(numeric), **seeded).random(trials)
-    columns = {name: axis.at(unit[:, i]) for i, (name, axis) in enumerate(numeric.items())}
-    points = []
-    for number in range(trials):
-        combination = combinations[number * len(combinations) // trials]
-        values = {name: column[number] for name, column in columns.items()}
-        points.append({name: {**values, **combination}[name] for name in axes})
-    return points
 
 
 class _Parked(NamedTuple):
@@ -507,11 +390,3 @@ def _score(row: np.ndarray) -> str:
         return "failed"
     spread = f" ± {row.std(ddof=1):.2g}" if len(row) > 1 else ""
     return f"{row.mean():.4g}{spread}"
-
-
-def _written(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _short(value: Any) -> str:
-    return "a transformation that is already made" if hasattr(value, "update") else repr(value)

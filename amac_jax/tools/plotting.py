@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from amac_jax.tools._ablation import Ablation, Effect
     from amac_jax.tools._range_test import RangeTest
-    from amac_jax.tools._sweep import Axis, Sweep
+    from amac_jax.tools._space import Axis
+    from amac_jax.tools._sweep import Sweep
     from amac_jax.tools.landscapes import Landscape, Trajectory
 
 Schedule: TypeAlias = optax.Schedule | float
@@ -301,15 +302,16 @@ def plot_range_test(found: RangeTest, title: str = "") -> Figure:
     from matplotlib.figure import Figure
 
     rates, losses = np.asarray(found.learning_rates), np.asarray(found.losses, float)
-    lowest = np.nanmin(np.where(np.isfinite(losses), losses, found.start))
-    top = found.start + 0.5 * max(found.start - lowest, 1e-12)
+    start = found.start if np.isfinite(found.start) else 0.0  # then not a single loss is finite
+    lowest = np.min(losses, initial=start, where=np.isfinite(losses))
+    top = start + 0.5 * max(start - lowest, 1e-12)
     shown = np.isfinite(losses) & (losses <= top)
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot(rates, np.where(shown, losses, np.nan), ".-", color="C0")
     if not shown.all():
         axes.plot(rates[~shown], np.full((~shown).sum(), top), "x", color="C3", label="diverged")
-    axes.axhline(found.start, color="0.5", linewidth=0.8, linestyle="--", label="before training")
+    axes.axhline(start, color="0.5", linewidth=0.8, linestyle="--", label="before training")
     if np.isfinite(found.suggestion):
         label = f"suggestion: {found.suggestion:.2g}"
         axes.axvline(found.suggestion, color="C2", label=label)
@@ -403,18 +405,14 @@ def _places_on(axis: Axis, values: Sequence[Any], panel: Axes) -> np.ndarray:
             if axis.high >= 10 * axis.low:  # labels between powers of ten would overlap
                 panel.tick_params(axis="x", which="minor", labelbottom=False)
         return np.asarray(values, float)
-    names = [_name_of_choice(choice) for choice in axis.choices]
+    names = [name if len(name) <= 20 else f"…{name[-19:]}" for name in axis.names]
     panel.set_xticks(range(len(names)), names)
     panel.set_xlim(-0.5, len(names) - 0.5)
-    column = np.asarray([names.index(_name_of_choice(value)) for value in values], float)
+    column = np.asarray([axis.which(value) for value in values], float)
     for which in range(len(names)):
         members = np.flatnonzero(column == which)
         column[members] += np.linspace(-0.25, 0.25, len(members)) if len(members) > 1 else 0
     return column
-
-
-def _name_of_choice(choice: Any) -> str:
-    return getattr(choice, "__name__", str(choice))[:20]
 
 
 def plot_ablation(found: Mapping[str, Ablation], title: str = "") -> Figure:

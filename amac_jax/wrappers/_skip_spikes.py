@@ -55,8 +55,8 @@ def skip_spikes(
     finite step is taken, and from then on its norm is the usual one.
 
     The median does not move for a few odd steps, and follows a norm that falls or rises slowly.
-    The mean and the deviation of norms, which others use, are raised for a whole window by one
-    spike that passes, and are 0 apart where norms hardly differ.
+    One spike that passes raises the mean and the deviation of norms, which others use, for a whole
+    window. Where norms hardly differ, their deviation is near 0, and every step would be a spike.
 
     Place it around a whole optimizer, outside its clipping. Clipping bounds a spike and steps along
     it; this does not step. It costs 100 numbers, a sort of them, and the norm, which clipping
@@ -65,16 +65,18 @@ def skip_spikes(
     Args:
       tx: any Optax transformation.
       factor: dimensionless, > 1. Off: inf, at which nothing is skipped, not even NaN. It should be
-        far above the norms of a healthy run, which differ more in small batches: on the bundled
-        digits, learnt by heart, 0.1 % of Adam's steps were above 10 m with batches of 64, and 6 %
-        with batches of 8.
+        far above what n / m reaches in a healthy run, which is more in small batches: on the
+        bundled digits, learnt by heart, 0.1 % of Adam's steps were above 10 m with batches of 64,
+        and 6 % with batches of 8.
       window: in steps taken, whole, in [1, 100].
-      patience: in steps, >= 0. Off: inf, with which a level that has risen for good ends training.
+      patience: in steps, >= 0. Off: inf, with which all steps are skipped after a level has risen
+        for good.
 
     Returns:
-      A transformation whose updates are the updates of `tx`, or -0 for a skipped step, with the
-      shapes and dtypes it is given. State: `SkipSpikesState`, whose `skipped` counts the skipped
-      steps; so does "skipped_steps" of `amac_jax.metrics`. Schedules are functions of `taken`.
+      A transformation whose updates are the updates of `tx`, or for a skipped step -0, which leaves
+      even a weight of -0 as it is, with the shapes and dtypes it is given. State:
+      `SkipSpikesState`, whose `skipped` counts the skipped steps; so does "skipped_steps" of
+      `amac_jax.metrics`. Schedules are functions of `taken`.
 
     Raises:
       ValueError: for a factor that is not above 1, a window that is not a whole number in [1, 100],
@@ -86,8 +88,8 @@ def skip_spikes(
       the loss is not looked at.
 
     When not to use:
-      Gradients that are rare and large by nature. A reward that comes once in a hundred steps gives
-      such gradients, and they are what is to be learnt.
+      Where gradients are rare and large by nature: a reward that comes once in a hundred steps
+      gives such gradients, and they are what is to be learnt.
 
     Example:
       >>> tx = skip_spikes(optax.sgd(1.0), factor=3.0, window=2)
