@@ -57,10 +57,10 @@ def by_path(
 
     Raises:
       ValueError: for a pattern that is not a non-empty string, for a value None, and for a default
-        that is a function of something else, such as a schedule; from the
-        function, for a pattern that fits no leaf, or that stands behind a wider one (unless it is
-        `optional`, leaves are hidden by `optax.masked` or `optax.partition`, or the tree has none),
-        and for a leaf that no pattern fits where there is no `default`.
+        that is a function of something else, such as a schedule; from the function, for a pattern
+        that fits no leaf, or that stands behind a wider one (unless it is `optional`, leaves are
+        hidden by `optax.masked` or `optax.partition`, or the tree has none), and without a
+        `default` for a leaf that fits none of the patterns.
 
     When not to use:
       In the arguments of `jax.jit` and `jax.vmap`: they sort the keys of a dict, which changes the

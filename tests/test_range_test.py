@@ -66,6 +66,7 @@ def test_the_picture_has_losses_that_are_finite_as_dots_and_the_others_as_crosse
     never = lr_range_test(lambda w, x: w * jnp.nan, jnp.array(1.0), BATCHES, number=3)
     (line,) = (x for x in plot_range_test(never).axes[0].lines if x.get_marker() == "x")
     np.testing.assert_array_equal(line.get_xdata(), never.learning_rates)
+    assert np.isfinite(line.get_ydata()).all()  # else they are not seen
 
 
 def test_rates_that_diverge_are_not_finite_and_never_suggested():
